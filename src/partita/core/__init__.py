@@ -1,0 +1,1 @@
+"""What every room stands on: batches, parts, recipes, papers, the registry, errors and checks."""

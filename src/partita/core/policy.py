@@ -1,0 +1,88 @@
+"""`Policy`: what the loops ask of anything that acts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from partita.core.batch import Batch, Outputs
+from partita.core.part import Domain, Part, Unit
+
+if TYPE_CHECKING:
+    from partita.core.task import Task
+
+
+class Policy:
+    """Base of every policy: a module, and how to evaluate a batch under it.
+
+    unit: "step" when steps are independent given `inputs` (no memory), else "trajectory".
+    has_value: whether `evaluate` returns values.
+    """
+
+    domain: ClassVar[Domain]
+    unit: Unit = "step"
+    has_value: bool = False
+    module: nn.Module
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters live."""
+        return next(self.module.parameters()).device
+
+    def evaluate(self, batch: Batch, entropy: bool = False) -> Outputs:
+        """Log-probabilities (B, T) of the actions in `batch`; entropies if asked; values if there is a critic.
+
+        Differentiable unless called under `torch.no_grad()`.
+        """
+        raise NotImplementedError
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The parameters that learn, by name."""
+        return {n: p for n, p in self.module.named_parameters() if p.requires_grad}
+
+    @contextmanager
+    def using(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        """Within the block the trainable parameters hold `weights` instead (no gradients flow to either)."""
+        mine = self.trainable()
+        kept = {n: mine[n].data for n in weights}
+        try:
+            for name, value in weights.items():
+                mine[name].data = value
+            with torch.no_grad():
+                yield
+        finally:
+            for name, value in kept.items():
+                mine[name].data = value
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors that a checkpoint must hold: trainable parameters and buffers."""
+        buffers = {n: b for n, b in self.module.named_buffers() if b is not None}
+        return {**{n: p.data for n, p in self.trainable().items()}, **buffers}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore in place what `state_dict` gave."""
+        mine = self.state_dict()
+        if set(mine) != set(state):
+            odd = sorted(set(mine) ^ set(state))
+            raise ValueError(f"policy state: {len(odd)} names differ, first {odd[0]}")
+        for name, value in state.items():
+            mine[name].copy_(value)
+
+    def save(self, folder: Path) -> None:
+        """Write what others need to load the policy again."""
+        raise NotImplementedError
+
+
+class PolicyPart(Part):
+    """Base of policy settings; `build` makes the policy for a task."""
+
+    slot: ClassVar[str] = "policy"
+
+    def build(self, task: Task, value: bool, generator: torch.Generator) -> Policy:
+        """A policy for `task`, with a critic if `value`; initial weights drawn from `generator`."""
+        raise NotImplementedError

@@ -1,0 +1,1 @@
+"""What policies act on: control (native, Gymnasium), language (prompt and verifier), multi-turn worlds."""
