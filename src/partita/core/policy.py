@@ -73,6 +73,9 @@ class Policy:
         for name, value in state.items():
             mine[name].copy_(value)
 
+    def observe_batch(self, batch: Batch) -> None:
+        """Take a batch into running statistics, once the update on it is done."""
+
     def save(self, folder: Path) -> None:
         """Write what others need to load the policy again."""
         raise NotImplementedError

@@ -27,7 +27,9 @@ class Recipe:
             if value is None:
                 continue
             if slot in self.many and not isinstance(value, tuple):
-                raise UserError(f"{slot}: expected a tuple of parts, got {type(value).__name__}; write ({slot}=(part,))")
+                raise UserError(
+                    f"{slot}: expected a tuple of parts, got {type(value).__name__}; write ({slot}=(part,))"
+                )
             for part in value if slot in self.many else (value,):
                 if not isinstance(part, Part):
                     raise UserError(f"{slot}: expected a part, got {part!r}")
@@ -79,8 +81,4 @@ def differences(a: Recipe, b: Recipe) -> list[tuple[str, Any, Any]]:
     """Slot by slot and number by number, where two recipes of one loop differ: (field, of a, of b)."""
     if a.loop != b.loop:
         return [("loop", a.loop, b.loop)]
-    return [
-        (f.name, left, right)
-        for f in fields(a)
-        if (left := getattr(a, f.name)) != (right := getattr(b, f.name))
-    ]
+    return [(f.name, left, right) for f in fields(a) if (left := getattr(a, f.name)) != (right := getattr(b, f.name))]

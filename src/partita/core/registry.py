@@ -132,7 +132,10 @@ def build() -> dict[str, Any]:
                     if value.part_name() in names:
                         raise ValueError(f"{module.__name__}: a second {value.slot} part named {value.part_name()}")
                     names[value.part_name()] = dict(
-                        target=f"{module.__name__}:{name}", paper=key, summary=summary(value), domains=list(value.domains)
+                        target=f"{module.__name__}:{name}",
+                        paper=key,
+                        summary=summary(value),
+                        domains=list(value.domains),
                     )
             if key is not None:
                 assert isinstance(paper, Paper)

@@ -1,1 +1,1 @@
-
+"""Pure tensor functions: returns, advantages, ratios, divergences, log-probabilities."""

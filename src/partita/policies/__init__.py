@@ -1,1 +1,1 @@
-
+"""Networks that act: actor_critic for control, language for causal language models."""

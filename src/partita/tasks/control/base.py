@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from partita.core.errors import UserError
 from partita.core.part import Domain
 from partita.core.spaces import Space
 from partita.core.task import Task
@@ -34,18 +35,25 @@ class Envs:
 
     With `auto_reset`, finished ones start a new episode at once; without it they stay finished (their
     reward is 0, `terminated` and `truncated` stay as they ended) until all are.
+
+    restarts: whether `state_dict` and `load_state_dict` start new episodes at once, because the simulator's
+    inner state cannot be saved. The loop then marks the cut as a truncation.
     """
 
+    restarts: ClassVar[bool] = False
     n: int
     obs: Tensor
 
     def step(self, action: Tensor) -> Transition:
+        """Move all environments by one step; `action` is (n,) or (n, ...) as the action space says."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint must hold to go on from here."""
         raise NotImplementedError
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -65,6 +73,7 @@ class Control(Task):
 
     @property
     def action_space(self) -> Space:
+        """What an action is: `Discrete`, `MultiDiscrete` or `Box`."""
         raise NotImplementedError
 
     @property
@@ -117,10 +126,17 @@ class NativeEnvs(Envs):
         self.obs = env.observe(state)
         self.over = torch.zeros(self.n, dtype=torch.bool, device=state.device)  # only without auto-reset
         self.cut = torch.zeros_like(self.over)
+        self.checked = False
+        _fits(env, "observe: observation", self.obs, (self.n, *env.observation_shape))
 
     def step(self, action: Tensor) -> Transition:
         env = self.env
         state, reward, terminated = env.step(self.state, action, self.generator)
+        if not self.checked:
+            _fits(env, "step: state", state, tuple(self.state.shape), self.state.dtype)
+            _fits(env, "step: reward", reward, (self.n,), torch.float32)
+            _fits(env, "step: terminated", terminated, (self.n,), torch.bool)
+            self.checked = True
         elapsed = self.elapsed + 1
         truncated = elapsed >= env.horizon
         if not self.auto_reset:
@@ -155,3 +171,10 @@ class NativeEnvs(Envs):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.state, self.elapsed, self.over, self.cut = (state[k] for k in ("state", "elapsed", "over", "cut"))
         self.obs = self.env.observe(self.state)
+
+
+def _fits(env: Native, name: str, value: Tensor, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> None:
+    """Raise UserError unless what an environment gave has the shape and dtype that it promised (first step only)."""
+    if tuple(value.shape) != shape or (dtype is not None and value.dtype != dtype):
+        got, wanted = (tuple(value.shape), value.dtype), (shape, dtype or value.dtype)
+        raise UserError(f"task {env.part_name()}: {name}: expected {wanted}, got {got}; repair the environment")

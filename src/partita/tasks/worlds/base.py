@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 
+from partita.core.errors import UserError, nearest
 from partita.core.part import Domain
 from partita.core.task import Problem, Task
+
+MARKER = ">"  # ends every observation, and the prompt: the policy acts next
+MALFORMED = "?"  # begins the observation that follows an action which could not be read
 
 
 @dataclass(frozen=True)
 class Reply:
     """A world's answer to one action.
 
-    observation: text the policy reads next ("" when done). reward: earned by this action.
+    observation: text the policy reads next, ending in `MARKER` ("" when done). reward: earned by this action.
     done: the episode is over. valid: the action was well formed. score: the outcome so far, 1.0 is success.
+    parts: counts so far that a reward may read, such as "calls" (uses of a tool).
     """
 
     observation: str
@@ -24,25 +30,57 @@ class Reply:
     done: bool
     valid: bool = True
     score: float = 0.0
+    parts: Mapping[str, float] = field(default_factory=dict)
 
 
 class Episode:
-    """One running episode. `observation` is the first thing to read (after the problem's prompt)."""
+    """One running episode. `observation` is what there is to read between the prompt and the first action."""
 
+    observation: str = ""
     state: str  # canonical text of the current state; equal for equal states (hashed into `state_key`)
 
     def act(self, action: str) -> Reply:
-        """Take one action. Malformed text is an observation that says so, never an exception."""
+        """Take one action. Malformed text is an observation that says so, never an exception.
+
+        An action after the end changes nothing and earns nothing.
+        """
         raise NotImplementedError
+
+    def close(self) -> None:
+        """Let go of what the episode holds (a simulator); an episode that is over has done so itself."""
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """An episode written out: prompt, action, observation, action, ...
+
+    text: all of it. spans: (start, end) in `text` of each action, the only characters that a policy wrote;
+    rewards, states: per action, what it earned and the state it was taken in. score, done, parts: of the last reply.
+    """
+
+    text: str
+    spans: tuple[tuple[int, int], ...]
+    rewards: tuple[float, ...]
+    states: tuple[str, ...]
+    score: float
+    done: bool
+    parts: Mapping[str, float]
 
 
 class World(Task):
-    """Base of multi-turn language tasks."""
+    """Base of multi-turn language tasks.
+
+    A policy reads `problem.prompt + episode.observation`, writes an action that ends in a stop string, reads the
+    reply's observation, and so on, until a reply is done or `max_turns` actions were taken (the caller counts).
+    """
 
     domain: ClassVar[Domain] = "language"
     domains: ClassVar[tuple[Domain, ...]] = ("language",)
     max_tokens: ClassVar[int] = 16  # tokens of one action
     stop: ClassVar[tuple[str, ...]] = ("\n",)  # strings that end one action
+    levels: ClassVar[tuple[int, ...]] = ()  # what a curriculum can choose between
+    hard: ClassVar[int | None] = None  # a level outside `levels`
+    flaws: ClassVar[tuple[str, ...]] = ("random",)  # flawed procedures that `demonstrate` knows
     max_turns: int = 8
 
     def problems(self, n: int, generator: torch.Generator) -> list[Problem]:
@@ -52,3 +90,43 @@ class World(Task):
     def open(self, problem: Problem) -> Episode:
         """A new episode of the problem, deterministic in it."""
         raise NotImplementedError
+
+    def demonstrate(self, problem: Problem, generator: torch.Generator, flaw: str | None = None) -> list[str]:
+        """At most `max_turns` actions, each with its stop string: an expert's, or those of the procedure `flaw`.
+
+        A flawed procedure sometimes succeeds by luck. Raises UserError on an unknown flaw.
+        """
+        if flaw is not None and flaw not in self.flaws:
+            raise UserError(f"flaw: {self.part_name()} has no `{flaw}`; {nearest(flaw, self.flaws)}")
+        return self._demonstrate(problem, generator, flaw)
+
+    def _demonstrate(self, problem: Problem, generator: torch.Generator, flaw: str | None) -> list[str]:
+        raise NotImplementedError
+
+    def transcript(self, problem: Problem, actions: Iterable[str]) -> Transcript:
+        """What the actions lead to, up to the end of the episode or `max_turns`; later actions are ignored."""
+        episode = self.open(problem)
+        text = problem.prompt + episode.observation
+        spans, rewards, states = [], [], []
+        reply = Reply(episode.observation, 0.0, False)
+        for action, _ in zip(actions, range(self.max_turns), strict=False):
+            states.append(episode.state)
+            reply = episode.act(action)
+            spans.append((len(text), len(text) + len(action)))
+            rewards.append(reply.reward)
+            text += action + reply.observation
+            if reply.done:
+                break
+        episode.close()
+        return Transcript(text, tuple(spans), tuple(rewards), tuple(states), reply.score, reply.done, reply.parts)
+
+    def play(self, problem: Problem, choose: Callable[[Episode], str]) -> list[str]:
+        """The actions of a scripted agent: `choose` sees the episode and names the next action."""
+        episode = self.open(problem)
+        actions: list[str] = []
+        for _ in range(self.max_turns):
+            actions.append(choose(episode))
+            if episode.act(actions[-1]).done:
+                break
+        episode.close()
+        return actions

@@ -1,0 +1,57 @@
+"""Statistics over trajectories of the same problem."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from partita.core.checks import check_rank, check_shape
+
+
+def group_index(group: Tensor) -> tuple[Tensor, int]:
+    """Group ids (B,) as indices 0..G-1 in order of id, and G."""
+    unique, index = group.unique(return_inverse=True)
+    return index, len(unique)
+
+
+def group_sum(x: Tensor, group: Tensor) -> Tensor:
+    """Sum of `x` (B,) over each trajectory's group, given back to every member, (B,)."""
+    check_rank("x", x, 1, "(B,)")
+    check_shape("group", group, x, "(B,)")
+    index, count = group_index(group)
+    return torch.zeros(count, dtype=x.dtype, device=x.device).index_add_(0, index, x)[index]
+
+
+def group_size(group: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Number of trajectories in each trajectory's group, (B,)."""
+    return group_sum(torch.ones(group.shape, dtype=dtype, device=group.device), group)
+
+
+def group_mean(x: Tensor, group: Tensor) -> Tensor:
+    """Mean of `x` (B,) over each trajectory's group, (B,)."""
+    return group_sum(x, group) / group_size(group, x.dtype)
+
+
+def group_std(x: Tensor, group: Tensor, unbiased: bool = True) -> Tensor:
+    """Standard deviation of `x` (B,) over each group, (B,); (n - 1) when `unbiased`, 0 for single members."""
+    size = group_size(group, x.dtype)
+    centred = x - group_mean(x, group)
+    divisor = (size - 1).clamp(min=1) if unbiased else size
+    return (group_sum(centred.square(), group) / divisor).sqrt()
+
+
+def leave_one_out(x: Tensor, group: Tensor) -> Tensor:
+    """Mean of `x` over the other members of each trajectory's group, (B,); 0 for single members.
+
+    Kool et al. (2019), "Buy 4 REINFORCE samples, get a baseline for free!"
+    """
+    size = group_size(group, x.dtype)
+    return (group_sum(x, group) - x) / (size - 1).clamp(min=1) * (size > 1)
+
+
+def degenerate(x: Tensor, group: Tensor) -> Tensor:
+    """True for trajectories of a group in which all `x` are equal, (B,) bool."""
+    index, count = group_index(group)
+    high = torch.full((count,), -torch.inf, dtype=x.dtype, device=x.device).scatter_reduce_(0, index, x, "amax")
+    low = torch.full((count,), torch.inf, dtype=x.dtype, device=x.device).scatter_reduce_(0, index, x, "amin")
+    return (high == low)[index]

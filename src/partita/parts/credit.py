@@ -1,0 +1,157 @@
+"""The slot `credit`: which step earned it?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from partita.core.batch import Batch
+from partita.core.errors import UserError
+from partita.core.part import Part
+from partita.estimators import groups, returns
+
+
+class Credit(Part):
+    """Turns rewards into advantages, (B, T), zero outside `batch.mask`."""
+
+    slot: ClassVar[str] = "credit"
+
+    def __call__(self, batch: Batch) -> Tensor:
+        raise NotImplementedError
+
+
+class GroupCredit(Credit):
+    """Base of credit that compares trajectories of the same problem."""
+
+    def refuses(self, recipe: Any, task: Any) -> str | None:
+        if recipe.group_size < 2:
+            return f"credit {self.part_name()} compares trajectories of a group; use --group-size 2 or more"
+        return None
+
+
+def cuts(batch: Batch) -> Tensor:
+    """True where nothing flows back to earlier steps: episode ends, and the last step of every row, (B, T)."""
+    cut = torch.zeros_like(batch.mask)
+    if batch.terminated is not None:
+        cut = cut | batch.terminated
+    if batch.truncated is not None:
+        cut = cut | batch.truncated
+    cut = cut.clone()
+    cut[:, -1] = True
+    return cut
+
+
+def trajectory_return(batch: Batch) -> Tensor:
+    """Undiscounted sum of rewards of each trajectory, (B,)."""
+    return batch.need("reward").sum(1)
+
+
+def spread(values: Tensor, batch: Batch) -> Tensor:
+    """A number per trajectory given to each of its steps, (B, T); zero outside the mask."""
+    return values[:, None] * batch.mask
+
+
+@dataclass(frozen=True)
+class GAE(Credit):
+    """Generalised advantage estimation (Schulman et al., 2016, arXiv:1506.02438, eq. 11 and 16).
+
+        A_t = sum_l (discount * gae_lambda)^l * delta_{t+l},   delta_t = r_t + discount * V_{t+1} - V_t
+
+    observations: tokens that the world wrote are skipped, so that the recursion joins the decisions on either
+    side (`skip`, as in verl), or are steps of value zero (`zero`, as in OpenRLHF).
+    """
+
+    needs = ("value",)
+    discount: float = 0.99
+    gae_lambda: float = 0.95
+    observations: Literal["skip", "zero"] = "skip"
+
+    def __post_init__(self) -> None:
+        check_unit("credit.discount", self.discount)
+        check_unit("credit.gae_lambda", self.gae_lambda)
+
+    def __call__(self, batch: Batch) -> Tensor:
+        reward, value = batch.need("reward"), batch.need("value")
+        bootstrap = batch.bootstrap if batch.bootstrap is not None else torch.zeros_like(reward)
+        mask = batch.mask
+        if self.observations == "zero":
+            mask, value = torch.ones_like(mask), value * mask
+        out = returns.gae(reward, value, cuts(batch), bootstrap, self.discount, self.gae_lambda, mask)
+        return out * batch.mask
+
+
+@dataclass(frozen=True)
+class MonteCarlo(Credit):
+    """Reward-to-go, minus the critic's value where there is one.
+
+    A_t = sum_{k >= t} discount^{k-t} * r_k  (- V_t)
+    """
+
+    discount: float = 0.99
+    critic: bool = False
+
+    def __post_init__(self) -> None:
+        check_unit("credit.discount", self.discount)
+
+    def __call__(self, batch: Batch) -> Tensor:
+        reward = batch.need("reward")
+        bootstrap = batch.bootstrap if batch.bootstrap is not None else torch.zeros_like(reward)
+        out = returns.discounted_return(reward, cuts(batch), bootstrap, self.discount, batch.mask)
+        return out - batch.need("value") * batch.mask if self.critic else out
+
+
+@dataclass(frozen=True)
+class GroupRelative(GroupCredit):
+    """Group-relative advantage (GRPO, Shao et al., 2024, arXiv:2402.03300, section 4.1.2).
+
+        A_i = (R_i - mean(R)) / (std(R) + eps)
+
+    over the G trajectories of a problem, given to every step of trajectory i. std=False leaves the division out
+    (Dr. GRPO, arXiv:2503.20783). `unbiased` divides the variance by G - 1 (TRL, verl) rather than G.
+    eps: 1e-4 in TRL, 1e-6 in verl, 1e-9 in OpenRLHF.
+    """
+
+    eps: float = 1e-6
+    std: bool = True
+    unbiased: bool = True
+
+    def __call__(self, batch: Batch) -> Tensor:
+        total, group = trajectory_return(batch), batch.need("group")
+        advantage = total - groups.group_mean(total, group)
+        if self.std:
+            advantage = advantage / (groups.group_std(total, group, self.unbiased) + self.eps)
+        return spread(advantage, batch)
+
+
+@dataclass(frozen=True)
+class LeaveOneOut(GroupCredit):
+    """REINFORCE leave-one-out (Ahmadian et al., 2024, arXiv:2402.14740, section 3.3; Kool et al., 2019).
+
+    A_i = R_i - mean_{j != i} R_j
+    """
+
+    def __call__(self, batch: Batch) -> Tensor:
+        total = trajectory_return(batch)
+        return spread(total - groups.leave_one_out(total, batch.need("group")), batch)
+
+
+@dataclass(frozen=True)
+class GreedyBaseline(Credit):
+    """Return minus the return of the greedy trajectory of the same problem (ReMax, Li et al., 2024, arXiv:2310.10505).
+
+    A_i = R_i - R(greedy)
+    """
+
+    needs = ("greedy",)
+
+    def __call__(self, batch: Batch) -> Tensor:
+        return spread(trajectory_return(batch) - batch.need("baseline"), batch)
+
+
+def check_unit(name: str, value: float) -> None:
+    """Refuse a number outside [0, 1]."""
+    if not 0 <= value <= 1:
+        raise UserError(f"{name}: expected a number between 0 and 1, got {value}")

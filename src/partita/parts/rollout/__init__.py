@@ -1,0 +1,155 @@
+"""The slot `rollout`: how are trajectories sampled?"""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+
+from partita.core.batch import Batch
+from partita.core.errors import UserError
+from partita.core.part import Part
+from partita.core.policy import Policy
+from partita.core.task import Task
+
+
+class Rollout(Part):
+    """Lets the policy act on problems and returns the batch: actions, behaviour log-probs, rewards as the task gave.
+
+    `needs` (an argument, what the recipe's parts asked for) tells whether "value", "entropy" or "greedy" (the
+    return of a greedy trajectory, in `baseline`) are wanted; a rollout fills what it can know cheaply and leaves
+    the rest to the loop.
+    """
+
+    slot: ClassVar[str] = "rollout"
+
+    def __call__(
+        self, policy: Policy, task: Task, problems: Any, group_size: int, generator: torch.Generator, needs: Set[str]
+    ) -> Batch:
+        raise NotImplementedError
+
+    def metrics(self, batch: Batch) -> dict[str, float]:
+        """What a practitioner watches of the rollout that gave `batch` (return, success, length)."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Sample(Rollout):
+    """Whole trajectories, `group_size` for each problem: responses, conversations with a world, or episodes.
+
+    In language, a token is drawn from
+
+        softmax(logits / temperature), restricted to top_k, top_p (nucleus) and min_p, renormalised
+
+    and `logp` is exact for that distribution. The learner evaluates at the same temperature but without the
+    restriction, so that with top_k, top_p or min_p ratios start below one. max_tokens None takes the task's own.
+    In control, actions are drawn from the policy's distribution and the trajectories of a group share their
+    initial state; other settings must stay at their defaults.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    max_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise UserError(f"rollout.temperature: expected a number above 0, got {self.temperature}")
+        if self.top_k < 0:
+            raise UserError(f"rollout.top_k: expected 0 (off) or more, got {self.top_k}")
+        for name in ("top_p", "min_p"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"rollout.{name}: expected a number between 0 and 1, got {getattr(self, name)}")
+        if self.max_tokens is not None and self.max_tokens < 1:
+            raise UserError(f"rollout.max_tokens: expected a positive number, or None, got {self.max_tokens}")
+
+    def refuses(self, recipe: Any, task: Any) -> str | None:
+        if task.domain == "control" and self != Sample():
+            return "rollout sample has no temperature, top_k, top_p, min_p or max_tokens in control; leave them out"
+        return None
+
+    def __call__(
+        self, policy: Any, task: Any, problems: Any, group_size: int, generator: torch.Generator, needs: Set[str]
+    ) -> Batch:
+        if task.domain == "control":
+            from partita.parts.rollout.control import episodes
+
+            return episodes(policy, task, problems, group_size, generator, needs)
+        from partita.parts.rollout.language import respond
+
+        return respond(self, policy, task, problems, group_size, generator, needs)
+
+    def metrics(self, batch: Batch) -> dict[str, float]:
+        outcome, lengths = batch.need("outcome"), batch.lengths.float()
+        out = {"return": float(outcome.mean()), "length": float(lengths.mean())}
+        if batch.truncated is not None:
+            out["truncated"] = float(batch.truncated.any(1).float().mean())
+        if batch.records is not None:
+            out["success"] = float((outcome >= 1).float().mean())
+            out["tokens"] = float(batch.lengths.sum())
+        return out
+
+
+@dataclass(frozen=True)
+class Segments(Rollout):
+    """A fixed number of steps of environments that go on from batch to batch (control).
+
+    Each row is one environment; episodes that end within it start anew at once. `batch_size` is the number of
+    environments.
+    """
+
+    domains = ("control",)
+    steps: int = 128
+    _live: dict[str, Any] = field(init=False, repr=False, compare=False, default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise UserError(f"rollout.steps: expected at least 1, got {self.steps}")
+
+    def refuses(self, recipe: Any, task: Any) -> str | None:
+        if task.domain != "control":
+            return "rollout segments cuts the life of an environment; language tasks take --rollout sample"
+        if recipe.group_size != 1:
+            return "rollout segments has no groups; use --group-size 1, or --rollout sample"
+        return None
+
+    def __call__(
+        self, policy: Any, task: Any, problems: Any, group_size: int, generator: torch.Generator, needs: Set[str]
+    ) -> Batch:
+        from partita.parts.rollout.control import segment
+
+        live = self._live
+        if "envs" not in live:
+            live["envs"] = task.envs(problems, generator)
+            if "pending" in live:
+                live["envs"].load_state_dict(live.pop("pending"))
+        return segment(policy, live, self.steps, generator, needs)
+
+    def metrics(self, batch: Batch) -> dict[str, float]:
+        recent = self._live["recent"]
+        out = {"steps": float(batch.mask.numel()), "episodes": float(self._live["episodes"])}
+        if recent:
+            out["return"] = sum(r for r, _ in recent) / len(recent)
+            out["length"] = sum(n for _, n in recent) / len(recent)
+            out["window"] = float(len(recent))
+        return out
+
+    def state_dict(self) -> dict[str, Any]:
+        live = self._live
+        if "envs" not in live:
+            return {}
+        state = live["envs"].state_dict()
+        if getattr(live["envs"], "restarts", False):
+            live["running"].zero_()
+            live["elapsed"].zero_()
+        kept = {k: live[k] for k in ("running", "elapsed", "recent", "episodes")}
+        return {"envs": state, **kept}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._live.clear()
+        if state:
+            self._live["pending"] = state["envs"]
+            self._live.update({k: state[k] for k in ("running", "elapsed", "recent", "episodes")})

@@ -1,0 +1,159 @@
+"""Rollouts in control: segments of running environments, and groups of whole episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Set
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from partita.core.batch import Batch
+from partita.policies import distributions
+from partita.policies.actor_critic import ActorCriticPolicy
+from partita.tasks.control.base import Control, Envs
+
+WINDOW = 100  # episodes over which the running mean return is taken
+
+
+def segment(
+    policy: ActorCriticPolicy, live: dict[str, Any], steps: int, generator: torch.Generator, needs: Set[str]
+) -> Batch:
+    """`steps` steps of every environment in `live["envs"]`, as a batch (N, steps); storage is (steps, N, ...).
+
+    One actor pass a step; log-probs, entropies and values are computed for the whole segment at once.
+    """
+    envs: Envs = live["envs"]
+    space, n, device = policy.space, envs.n, envs.obs.device
+    obs = torch.empty((steps + 1, *envs.obs.shape), dtype=envs.obs.dtype, device=device)
+    head = torch.empty((steps, n, distributions.size(space)), device=device)
+    reward = torch.empty((steps, n), device=device)
+    terminated = torch.empty((steps, n), dtype=torch.bool, device=device)
+    truncated = torch.empty_like(terminated)
+    noise = distributions.noise(space, (steps, n), generator, device)
+    actions: list[Tensor] = []
+    cut: list[tuple[int, Tensor, Tensor]] = []  # step, environments truncated there, their true next observations
+    log_std = policy.module.log_std
+    with torch.inference_mode():
+        for t in range(steps):
+            obs[t] = envs.obs
+            head[t] = out = policy.head(envs.obs)
+            action = distributions.draw(space, out, log_std, noise[t])
+            actions.append(action)
+            after = envs.step(action)
+            reward[t], terminated[t], truncated[t] = after.reward, after.terminated, after.truncated
+            if after.final_obs is not None and bool(after.truncated.any()):
+                rows = after.truncated.nonzero()[:, 0]
+                cut.append((t, rows, after.final_obs[rows]))
+        obs[steps] = envs.obs
+    action = torch.stack([a.clone() for a in actions])
+    with torch.no_grad():
+        logp, entropy = distributions.logp_entropy(space, head, log_std, action)
+        value = bootstrap = None
+        if policy.has_value:
+            values = policy.value(obs)
+            value, bootstrap = values[:-1], torch.zeros_like(reward)
+            alive = ~(terminated[-1] | truncated[-1])
+            bootstrap[-1] = values[-1] * alive
+            for t, rows, final in cut:
+                bootstrap[t, rows] = policy.value(final.clone())
+    _count_episodes(live, reward, terminated | truncated)
+
+    def rows_first(x: Tensor | None) -> Tensor | None:
+        return None if x is None else x.transpose(0, 1)
+
+    return Batch(
+        mask=torch.ones((n, steps), dtype=torch.bool, device=device),
+        logp=rows_first(logp), reward=rows_first(reward), terminated=rows_first(terminated),
+        truncated=rows_first(truncated), value=rows_first(value), bootstrap=rows_first(bootstrap),
+        entropy=rows_first(entropy), group=torch.arange(n, device=device),
+        inputs={"obs": obs[:-1].transpose(0, 1), "action": action.transpose(0, 1)},
+    )  # fmt: skip
+
+
+def _count_episodes(live: dict[str, Any], reward: Tensor, done: Tensor) -> None:
+    """Keep (return, length) of the last WINDOW finished episodes, in order of the step at which they ended."""
+    if "recent" not in live:
+        live |= dict(running=torch.zeros_like(reward[0]), elapsed=torch.zeros_like(reward[0]), recent=[], episodes=0)
+    earned = reward.cumsum(0) + live["running"]
+    lived = torch.arange(1, reward.shape[0] + 1, device=reward.device)[:, None] + live["elapsed"]
+    ends = done.nonzero()
+    if len(ends):
+        order = ends[:, 1] * reward.shape[0] + ends[:, 0]  # by environment, then by step
+        rank = order.argsort()
+        t, env = ends[rank, 0], ends[rank, 1]
+        gained, length = earned[t, env], lived[t, env]
+        first = torch.ones_like(env, dtype=torch.bool)
+        first[1:] = env[1:] != env[:-1]
+        before = torch.where(first, 0.0, gained.roll(1)), torch.where(first, 0.0, length.roll(1))
+        back = rank.argsort()
+        pairs = torch.stack([gained - before[0], length - before[1]], 1)[back].tolist()
+        live["episodes"] += len(pairs)
+        live["recent"] = [*live["recent"], *pairs][-WINDOW:]
+        final = torch.ones_like(env, dtype=torch.bool)
+        final[:-1] = first[1:]
+        last = torch.zeros_like(live["running"]), torch.zeros_like(live["elapsed"])
+        last[0][env[final]], last[1][env[final]] = gained[final], length[final]
+        live["running"], live["elapsed"] = earned[-1] - last[0], lived[-1] - last[1]
+    else:
+        live["running"], live["elapsed"] = earned[-1].clone(), lived[-1].clone()
+
+
+def episodes(
+    policy: ActorCriticPolicy,
+    task: Control,
+    problems: Any,
+    group_size: int,
+    generator: torch.Generator,
+    needs: Set[str],
+    greedy: bool = False,
+) -> Batch:
+    """Whole episodes, `group_size` from each starting point, as a batch (problems * group_size, longest)."""
+    envs = task.envs(repeat(problems, group_size), generator, auto_reset=False, device=str(policy.device))
+    space, n, device = policy.space, envs.n, envs.obs.device
+    log_std = policy.module.log_std
+    rows: dict[str, list[Tensor]] = {k: [] for k in ("obs", "action", "head", "reward", "live", "over", "cut")}
+    live = torch.ones(n, dtype=torch.bool, device=device)
+    over = cut = ~live
+    with torch.no_grad():
+        for _ in range(task.horizon):
+            obs, head = envs.obs, policy.head(envs.obs)
+            if greedy:
+                action = distributions.greedy(space, head)
+            else:
+                action = distributions.draw(space, head, log_std, distributions.noise(space, (n,), generator, device))
+            after = envs.step(action)
+            ended, stopped = after.terminated & live, after.truncated & live
+            for name, value in zip(rows, (obs, action, head, after.reward, live, ended, stopped), strict=True):
+                rows[name].append(value)
+            over, cut = over | ended, cut | stopped
+            live = ~(over | cut)
+            if not bool(live.any()):
+                break
+        table = {name: torch.stack(values, 1) for name, values in rows.items()}
+        logp, entropy = distributions.logp_entropy(space, table["head"], log_std, table["action"])
+        mask = table["live"]
+        value = bootstrap = None
+        if policy.has_value:
+            value = policy.value(table["obs"]) * mask
+            bootstrap = policy.value(envs.obs)[:, None] * table["cut"]
+    envs.close()
+    baseline = None
+    if "greedy" in needs and not greedy:
+        best = episodes(policy, task, problems, 1, generator, frozenset(), greedy=True)
+        baseline = best.need("outcome").repeat_interleave(group_size)
+    assert entropy is not None
+    return Batch(
+        mask=mask, logp=logp * mask, reward=table["reward"] * mask, terminated=table["over"], truncated=table["cut"],
+        value=value, bootstrap=bootstrap, entropy=entropy * mask, baseline=baseline,
+        outcome=(table["reward"] * mask).sum(1),
+        group=torch.arange(n // group_size, device=device).repeat_interleave(group_size),
+        inputs={"obs": table["obs"], "action": table["action"]},
+    )  # fmt: skip
+
+
+def repeat(problems: Any, times: int) -> Any:
+    """Each problem `times` times in a row, for tensors and lists."""
+    if isinstance(problems, Tensor):
+        return problems.repeat_interleave(times, 0)
+    return [p for p in problems for _ in range(times)]

@@ -1,0 +1,168 @@
+"""Actor and critic for control: two multilayer perceptrons, or a small convolutional trunk for pixels."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from partita.core.batch import Batch, Outputs
+from partita.core.errors import UserError
+from partita.core.part import Domain
+from partita.core.policy import Policy, PolicyPart
+from partita.core.spaces import Box, Space
+from partita.policies import distributions
+from partita.policies.normaliser import Normaliser
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "silu": nn.SiLU}
+
+
+def _linear(inputs: int, outputs: int, gain: float, generator: torch.Generator) -> nn.Linear:
+    layer = nn.Linear(inputs, outputs)
+    nn.init.orthogonal_(layer.weight, gain, generator=generator)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _mlp(sizes: list[int], gain: float, activation: str, generator: torch.Generator) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for a, b in zip(sizes[:-2], sizes[1:-1], strict=True):
+        layers += [_linear(a, b, math.sqrt(2), generator), ACTIVATIONS[activation]()]
+    return nn.Sequential(*layers, _linear(sizes[-2], sizes[-1], gain, generator))
+
+
+class Pixels(nn.Module):
+    """(..., C, H, W) uint8 -> (..., features): two strided convolutions and a linear layer."""
+
+    def __init__(self, shape: tuple[int, ...], features: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Conv2d(shape[0], 16, 4, 2, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 4, 2, padding=1), nn.ReLU(),
+            nn.Flatten(),
+        )  # fmt: skip
+        with torch.no_grad():
+            flat = self.net(torch.zeros(1, *shape)).shape[1]
+        for layer in self.net:
+            if isinstance(layer, nn.Conv2d):
+                nn.init.orthogonal_(layer.weight, math.sqrt(2), generator=generator)
+                assert layer.bias is not None
+                nn.init.zeros_(layer.bias)
+        self.out = _linear(flat, features, math.sqrt(2), generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        lead = x.shape[:-3]
+        return self.out(self.net(x.reshape(-1, *x.shape[-3:]).float() / 255)).relu().unflatten(0, lead)
+
+
+class Networks(nn.Module):
+    """The modules of an actor-critic; kept apart from the policy so that its state is plain tensors."""
+
+    def __init__(
+        self, settings: ActorCritic, observation: tuple[int, ...], space: Space, value: bool, g: torch.Generator
+    ):
+        super().__init__()
+        pixels = len(observation) == 3
+        self.normaliser = Normaliser(observation) if settings.normalise and not pixels else None
+        self.trunk = Pixels(observation, settings.hidden[0], g) if pixels else None
+        first = settings.hidden[0] if pixels else observation[0]
+        self.actor = _mlp([first, *settings.hidden, distributions.size(space)], 0.01, settings.activation, g)
+        self.critic = _mlp([first, *settings.hidden, 1], 1.0, settings.activation, g) if value else None
+        self.log_std = nn.Parameter(torch.full((space.size,), settings.log_std)) if isinstance(space, Box) else None
+
+    def features(self, obs: Tensor) -> Tensor:
+        if self.normaliser is not None:
+            return self.normaliser(obs)
+        return obs if self.trunk is None else self.trunk(obs)
+
+
+class ActorCriticPolicy(Policy):
+    """Acts on observations (n, ...); `inputs` of its batches are "obs" (B, T, ...) and "action" (B, T[, A])."""
+
+    domain: ClassVar[Domain] = "control"
+    unit = "step"
+
+    def __init__(
+        self, settings: ActorCritic, observation: tuple[int, ...], space: Space, value: bool, g: torch.Generator
+    ):
+        self.settings, self.observation, self.space = settings, observation, space
+        self.has_value = value
+        self.module: Networks = Networks(settings, observation, space, value, g)
+
+    def head(self, obs: Tensor) -> Tensor:
+        """Actor outputs for observations (n, ...): logits, or means, (n, size)."""
+        return self.module.actor(self.module.features(obs))
+
+    def value(self, obs: Tensor) -> Tensor:
+        """V(s) for observations (n, ...), (n,)."""
+        assert self.module.critic is not None
+        return self.module.critic(self.module.features(obs))[..., 0]
+
+    def act(self, obs: Tensor, noise: Tensor | None) -> Tensor:
+        """Actions for observations (n, ...); the mode when `noise` is None."""
+        head = self.head(obs)
+        if noise is None:
+            return distributions.greedy(self.space, head)
+        return distributions.draw(self.space, head, self.module.log_std, noise)
+
+    def observe_batch(self, batch: Batch) -> None:
+        if self.module.normaliser is not None:
+            self.module.normaliser.update(batch.inputs["obs"][batch.mask])
+
+    def evaluate(self, batch: Batch, entropy: bool = False) -> Outputs:
+        features = self.module.features(batch.inputs["obs"])
+        head = self.module.actor(features)
+        logp, spread = distributions.logp_entropy(
+            self.space, head, self.module.log_std, batch.inputs["action"], entropy
+        )
+        value = self.module.critic(features)[..., 0] if self.module.critic is not None else None
+        if bool(batch.mask.all()):
+            return Outputs(logp, spread, value)
+        zero = torch.zeros_like(logp)
+        return Outputs(
+            torch.where(batch.mask, logp, zero),
+            None if spread is None else torch.where(batch.mask, spread, zero),
+            None if value is None else torch.where(batch.mask, value, zero),
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write `policy.json` and `policy.safetensors`."""
+        from safetensors.torch import save_file
+
+        folder.mkdir(parents=True, exist_ok=True)
+        about: dict[str, Any] = dict(
+            kind="actor_critic",
+            settings=asdict(self.settings),
+            observation=list(self.observation),
+            value=self.has_value,
+        )
+        (folder / "policy.json").write_text(json.dumps(about, indent=1))
+        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder / "policy.safetensors")
+
+
+@dataclass(frozen=True)
+class ActorCritic(PolicyPart):
+    """Separate actor and critic networks, orthogonal initialisation (gain 0.01 on the actor's last layer).
+
+    hidden: widths of the hidden layers. log_std: initial log standard deviation of Gaussian actions.
+    normalise: standardise observations with running statistics that are saved with the policy.
+    """
+
+    domains: ClassVar[tuple[Domain, ...]] = ("control",)
+    hidden: tuple[int, ...] = (64, 64)
+    activation: Literal["tanh", "relu", "silu"] = "tanh"
+    log_std: float = 0.0
+    normalise: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.hidden or min(self.hidden) < 1:
+            raise UserError(f"policy.hidden: expected at least one positive width, got {self.hidden}")
+        if self.activation not in ACTIVATIONS:
+            raise UserError(f"policy.activation: expected one of {', '.join(ACTIVATIONS)}, got {self.activation!r}")
+
+    def build(self, task: Any, value: bool, generator: torch.Generator) -> ActorCriticPolicy:
+        return ActorCriticPolicy(self, task.observation_shape, task.action_space, value, generator)
