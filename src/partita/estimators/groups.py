@@ -27,9 +27,21 @@ def group_size(group: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     return group_sum(torch.ones(group.shape, dtype=dtype, device=group.device), group)
 
 
+def group_range(x: Tensor, group: Tensor) -> tuple[Tensor, Tensor]:
+    """Least and greatest `x` (B,) of each trajectory's group, both (B,)."""
+    index, count = group_index(group)
+    low = torch.full((count,), torch.inf, dtype=x.dtype, device=x.device).scatter_reduce_(0, index, x, "amin")
+    high = torch.full((count,), -torch.inf, dtype=x.dtype, device=x.device).scatter_reduce_(0, index, x, "amax")
+    return low[index], high[index]
+
+
 def group_mean(x: Tensor, group: Tensor) -> Tensor:
-    """Mean of `x` (B,) over each trajectory's group, (B,)."""
-    return group_sum(x, group) / group_size(group, x.dtype)
+    """Mean of `x` (B,) over each trajectory's group, (B,).
+
+    Held between the least and the greatest member, so that equal members differ from it by exactly zero: the
+    rounding of a sum would otherwise be divided by a deviation of its own size.
+    """
+    return (group_sum(x, group) / group_size(group, x.dtype)).clamp(*group_range(x, group))
 
 
 def group_std(x: Tensor, group: Tensor, unbiased: bool = True) -> Tensor:
@@ -43,15 +55,16 @@ def group_std(x: Tensor, group: Tensor, unbiased: bool = True) -> Tensor:
 def leave_one_out(x: Tensor, group: Tensor) -> Tensor:
     """Mean of `x` over the other members of each trajectory's group, (B,); 0 for single members.
 
+    Held between the least and the greatest member, as `group_mean` is.
+
     Kool et al. (2019), "Buy 4 REINFORCE samples, get a baseline for free!"
     """
     size = group_size(group, x.dtype)
-    return (group_sum(x, group) - x) / (size - 1).clamp(min=1) * (size > 1)
+    others = ((group_sum(x, group) - x) / (size - 1).clamp(min=1)).clamp(*group_range(x, group))
+    return torch.where(size > 1, others, torch.zeros_like(x))
 
 
 def degenerate(x: Tensor, group: Tensor) -> Tensor:
     """True for trajectories of a group in which all `x` are equal, (B,) bool."""
-    index, count = group_index(group)
-    high = torch.full((count,), -torch.inf, dtype=x.dtype, device=x.device).scatter_reduce_(0, index, x, "amax")
-    low = torch.full((count,), torch.inf, dtype=x.dtype, device=x.device).scatter_reduce_(0, index, x, "amin")
-    return (high == low)[index]
+    low, high = group_range(x, group)
+    return high == low

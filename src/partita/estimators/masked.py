@@ -22,7 +22,10 @@ def whiten(x: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
     """Zero mean and unit (n - 1) standard deviation over the mask; zero elsewhere. (B, T).
 
     (x - mean(x)) / (std(x) + eps)
+
+    Equal entries give exact zeros: values are taken relative to the first one, which changes nothing else.
     """
+    x = x - x.flatten()[mask.flatten().view(torch.uint8).argmax()]
     return (x - masked_mean(x, mask)) / (masked_std(x, mask) + eps) * mask
 
 

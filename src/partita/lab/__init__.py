@@ -1,1 +1,1 @@
-
+"""Runs, checkpoints, evaluation, comparisons, evidence and reports."""

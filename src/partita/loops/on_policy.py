@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -80,21 +81,33 @@ class OnPolicy(Recipe):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name}: expected at least 1, got {value}")
-        if self.lr is not None and not self.lr > 0:
-            raise UserError(f"lr: expected a number above 0, got {self.lr}")
+        for name in ("lr", "max_grad_norm", "adam_eps"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise UserError(f"{name}: expected a number above 0, got {value}")
+        for name in ("warmup", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"{name}: expected 0 or more, got {getattr(self, name)}")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"betas: expected two numbers from 0 to below 1, got {self.betas}")
+        for name, known in (("lr_schedule", get_args(Schedule)), ("whiten", ("none", "batch", "minibatch"))):
+            if getattr(self, name) not in known:
+                raise UserError(f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}")
 
-    def settle(self, task: Task, policy: Policy) -> OnPolicy:
-        """The recipe with every None that the domain decides filled in."""
-        if task.domain == "language":
-            rollout: Rollout = Sample()
-            size = sum(p.numel() for p in policy.trainable().values())
-            defaults = dict(steps=100, batch_size=32, lr=1e-3 if size < 5e6 else 1e-5 if size < 1e8 else 1e-6)
-        else:
-            grouped = self.group_size > 1 or "greedy" in self.needs()
-            rollout = Sample() if grouped else Segments()
-            defaults = dict(steps=100, batch_size=16 if grouped else 64, lr=1e-3)
-        changes = {k: v for k, v in defaults.items() if getattr(self, k) is None}
-        return self.but(**changes, **({} if self.rollout is not None else {"rollout": rollout}))
+    def settle(self, task: Task, policy: Policy | None = None) -> OnPolicy:
+        """The recipe with every None that the domain decides filled in; the learning rate once the policy is known.
+
+        Language: 1e-3 below 5 million trainable parameters, 1e-5 below 100 million, 1e-6 above.
+        """
+        grouped = self.group_size > 1 or "greedy" in self.needs()
+        rollout: Rollout = Sample() if task.domain == "language" or grouped else Segments()
+        size = 32 if task.domain == "language" else 16 if grouped else 64
+        rate = None
+        if policy is not None:
+            count = sum(p.numel() for p in policy.trainable().values())
+            rate = 1e-3 if task.domain == "control" or count < 5e6 else 1e-5 if count < 1e8 else 1e-6
+        defaults = {"rollout": rollout, "steps": 100, "batch_size": size, "lr": rate}
+        return self.but(**{k: v for k, v in defaults.items() if getattr(self, k) is None})
 
     def check(self, task: Task, policy: Policy) -> None:
         """Refuse combinations that cannot work, saying why."""
@@ -130,7 +143,7 @@ def train(recipe: OnPolicy, policy: Policy, task: Task, run: Run) -> None:
     if "ref_logp" in recipe.needs():
         recipe.reference.start(policy)
     remembering = {f"part.{i}.{p.part_name()}": p for i, p in enumerate(recipe.parts()) if hasattr(p, "state_dict")}
-    state = {"policy": policy, "learner": learner, "generators": run.generators, **remembering}
+    state: dict[str, Any] = {"policy": policy, "learner": learner, "generators": run.generators, **remembering}
     for step in run.steps(recipe.steps, state):
         rate = learner.begin(step)
         batch, seen, metrics = gather(recipe, policy, task, run.generators)
@@ -204,12 +217,13 @@ def update(
         weights = recipe.aggregate(minibatch)
         loss = torch.zeros((), device=weights.device)
         seen: dict[str, Tensor] = {}
+        steps = minibatch.mask.sum().clamp(min=1)
         for micro, share in micro_batches(recipe, minibatch, weights):
-            part, seen = losses(recipe, policy, micro, share, len(micro) / len(minibatch), watch=last)
+            part, notes = losses(recipe, policy, micro, share, len(micro) / len(minibatch), watch=last)
             part.backward()
             loss = loss + part.detach()
-        norm = learner.apply()
-        if not bool((norm + loss).isfinite()):
+            seen |= {n: seen.get(n, 0.0) + v * (micro.mask.sum() / steps) for n, v in notes.items()}
+        if not bool(loss.isfinite()) or not bool((norm := learner.apply()).isfinite()):
             raise diagnose(recipe, policy, minibatch, step)
         if last:
             watched.append({"loss": loss, "grad_norm": norm, **seen})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -72,6 +73,8 @@ class GAE(Credit):
     def __post_init__(self) -> None:
         check_unit("credit.discount", self.discount)
         check_unit("credit.gae_lambda", self.gae_lambda)
+        if self.observations not in ("skip", "zero"):
+            raise UserError(f"credit.observations: expected skip or zero, got {self.observations!r}")
 
     def __call__(self, batch: Batch) -> Tensor:
         reward, value = batch.need("reward"), batch.need("value")
@@ -96,6 +99,10 @@ class MonteCarlo(Credit):
     def __post_init__(self) -> None:
         check_unit("credit.discount", self.discount)
 
+    @property
+    def needs(self) -> tuple[str, ...]:  # type: ignore[override]
+        return ("value",) if self.critic else ()
+
     def __call__(self, batch: Batch) -> Tensor:
         reward = batch.need("reward")
         bootstrap = batch.bootstrap if batch.bootstrap is not None else torch.zeros_like(reward)
@@ -117,6 +124,10 @@ class GroupRelative(GroupCredit):
     eps: float = 1e-6
     std: bool = True
     unbiased: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eps < math.inf:
+            raise UserError(f"credit.eps: expected 0 or more, got {self.eps}")
 
     def __call__(self, batch: Batch) -> Tensor:
         total, group = trajectory_return(batch), batch.need("group")

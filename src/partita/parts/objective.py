@@ -62,6 +62,8 @@ class ClippedSurrogate(Objective):
         check_clip("objective.clip_high", self.clip_high)
         if self.dual_clip is not None and self.dual_clip <= 1:
             raise UserError(f"objective.dual_clip: expected a number above 1, or None, got {self.dual_clip}")
+        if self.log_ratio_clamp is not None:
+            check_clip("objective.log_ratio_clamp", self.log_ratio_clamp)
 
     def ratio(self, out: Outputs, batch: Batch) -> Tensor:
         """w_t, (B, T)."""
@@ -118,6 +120,8 @@ class ClippedWeight(Objective):
     def __post_init__(self) -> None:
         if not 0 <= self.lower < self.upper:
             raise UserError(f"objective.upper: expected lower < upper, got {self.lower} and {self.upper}")
+        if self.log_ratio_clamp is not None:
+            check_clip("objective.log_ratio_clamp", self.log_ratio_clamp)
 
     def __call__(self, out: Outputs, batch: Batch) -> Tensor:
         with torch.no_grad():

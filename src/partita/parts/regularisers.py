@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -74,6 +74,14 @@ class ValueLoss(Regulariser):
     def __post_init__(self) -> None:
         if self.clip is not None and self.clip <= 0:
             raise UserError(f"regularisers.value_loss.clip: expected a positive number, or None, got {self.clip}")
+
+    def refuses(self, recipe: Any, task: Any) -> str | None:
+        if "value" in recipe.credit.needs:
+            return None
+        return (
+            f"regularisers value_loss learns what credit adds to the critic's value, and credit "
+            f"{recipe.credit.part_name()} has no critic; use --credit gae, or --credit monte_carlo --credit.critic"
+        )
 
     def __call__(self, out: Outputs, batch: Batch) -> Tensor:
         value, target = out.need("value"), batch.need("returns")

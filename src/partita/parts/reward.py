@@ -75,6 +75,12 @@ class ScaledByReturn(Reward):
     clip: float = 10.0
     _state: dict[str, Any] = field(init=False, repr=False, compare=False, default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.discount <= 1:
+            raise UserError(f"reward.discount: expected a number between 0 and 1, got {self.discount}")
+        if not self.clip > 0:
+            raise UserError(f"reward.clip: expected a number above 0, got {self.clip}")
+
     def __call__(self, batch: Batch) -> Tensor:
         reward = batch.need("reward")
         done = batch.need("terminated") | batch.need("truncated")

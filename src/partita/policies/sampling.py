@@ -114,30 +114,34 @@ class Head:
         return linear(hidden, self.weight, self.bias).float()
 
 
+def uniforms(steps: int, rows: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    """(steps, rows) numbers in [0, 1) in float64, the same on every device for a generator of one device."""
+    return torch.rand(steps, rows, dtype=torch.float64, generator=generator, device=generator.device).to(device)
+
+
 def sample(
     decoder: Decoder,
     hidden: Tensor,
     head: Head,
     stopper: Stopper,
     sampling: Sampling,
-    generator: torch.Generator,
+    uniform: Tensor,
     schedule: Tensor | None = None,
     entropy: bool = False,
     live: Tensor | None = None,
 ) -> tuple[Generation, Tensor]:
     """Draw a response for every row of a decoder that has read its prompts.
 
-    hidden: (B, D), at the last token that each row has read. schedule: (max_tokens,), a temperature for each
-    position, in place of `sampling.temperature`. Without `live`, rows that end are dropped from the decoder as
-    soon as that pays, and it is of no further use. With `live` (B,) bool, only those rows draw, and the decoder
-    keeps every row in its place to read on. Returns the generation (without texts and prompts), and the last
-    token of each response that the decoder has not read yet, (B,) int64, -1 where there is none.
-
-    All random numbers are drawn before the first token, one for each row and position, so that neither early
-    ends nor compaction change what any row draws.
+    hidden: (B, D), at the last token that each row has read. uniform: (max_tokens, B) float64 from `uniforms`:
+    one number for each row and position, so that neither early ends nor compaction change what a row draws.
+    schedule: (max_tokens,), a temperature for each position, in place of `sampling.temperature`. Without `live`,
+    rows that end are dropped from the decoder as soon as that pays, and it is of no further use. With `live`
+    (B,) bool, only those rows draw, and the decoder keeps every row in its place to read on. Returns the
+    generation (without texts and prompts), and the last token of each response that the decoder has not read
+    yet, (B,) int64, -1 where there is none.
     """
     with torch.inference_mode():
-        out = _sample(decoder, hidden, head, stopper, sampling, generator, schedule, entropy, live)
+        out = _sample(decoder, hidden, head, stopper, sampling, uniform, schedule, entropy, live)
     tokens, mask, logp, ent, finished, tau, pending = (None if x is None else x.clone() for x in out)
     assert tokens is not None and mask is not None and logp is not None
     assert finished is not None and tau is not None and pending is not None
@@ -150,14 +154,13 @@ def _sample(
     head: Head,
     stopper: Stopper,
     sampling: Sampling,
-    generator: torch.Generator,
+    uniform: Tensor,
     schedule: Tensor | None,
     entropy: bool,
     live: Tensor | None,
 ) -> tuple[Tensor | None, ...]:
     rows, steps, device = hidden.shape[0], sampling.max_tokens, hidden.device
     taus = _temperatures(sampling, schedule)
-    uniform = torch.rand(steps, rows, dtype=torch.float64, generator=generator, device=generator.device).to(device)
     check_every = 1 if device.type == "cpu" else 8  # looking costs a synchronisation on an accelerator
 
     tokens = torch.zeros(steps, rows, dtype=torch.int64, device=device)

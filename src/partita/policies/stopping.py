@@ -45,11 +45,15 @@ class Stopper:
         return ended
 
 
+def texts_of(tokenizer: Any, rows: Sequence[Sequence[int]]) -> tuple[str, ...]:
+    """The text of each row of ids, without special tokens."""
+    return tuple(tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
 def _texts(tokenizer: Any, anchor: tuple[int, ...], rows: Sequence[Sequence[int]]) -> list[str]:
     """The text of each row of ids as it reads after the anchor (so that no leading space is lost)."""
-    options = dict(skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    lead = len(tokenizer.decode(list(anchor), **options)) if anchor else 0
-    return [t[lead:] for t in tokenizer.batch_decode([[*anchor, *row] for row in rows], **options)]
+    lead = len(texts_of(tokenizer, [anchor])[0]) if anchor else 0
+    return [t[lead:] for t in texts_of(tokenizer, [[*anchor, *row] for row in rows])]
 
 
 def stopper(tokenizer: Any, vocab: int, strings: tuple[str, ...], device: torch.device) -> Stopper:

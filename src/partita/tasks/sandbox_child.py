@@ -18,19 +18,19 @@ FILE_BYTES = 16 << 20
 OPEN_FILES = 64
 MOST_WRITES = 256  # files opened for writing; with FILE_BYTES a bound on the disk that a program can fill
 
-FORBIDDEN_MODULES = frozenset(
+FORBIDDEN_MODULES = (
     "ctypes _ctypes _posixsubprocess _posixshmem _multiprocessing socket _socket _ssl _sqlite3 _dbm _gdbm readline "
-    "_tkinter _curses _testcapi _testinternalcapi _xxsubinterpreters".split()
+    "_tkinter _curses _testcapi _testinternalcapi _xxsubinterpreters"
 )
-FORBIDDEN_EVENTS = frozenset(
+FORBIDDEN_EVENTS = (
     "os.exec os.fork os.forkpty os.posix_spawn os.spawn os.startfile os.system os.kill os.killpg os.link os.symlink "
     "os.chdir os.fchdir os.putenv os.setxattr os.lockf os.chroot pty.spawn signal.pthread_kill resource.setrlimit "
-    "resource.prlimit".split()
+    "resource.prlimit"
 )
 FORBIDDEN_PREFIXES = ("socket.", "subprocess.", "ctypes.", "syslog.", "ftplib.", "http.", "smtplib.", "sqlite3.")
-PATH_EVENTS = frozenset(
+PATH_EVENTS = (
     "os.chmod os.chown os.chflags os.listdir os.mkdir os.remove os.rename os.rmdir os.scandir os.truncate os.utime "
-    "os.getxattr os.listxattr os.removexattr os.walk".split()
+    "os.getxattr os.listxattr os.removexattr os.walk"
 )
 
 # System calls that fail with EPERM, by machine: (audit architecture, clone, clone3, forbidden ones). The last
@@ -143,6 +143,7 @@ def install_audit(folder: str, readable: list[str]) -> None:
     real, fspath, fsdecode = os.path.realpath, os.fspath, os.fsdecode
     inside = folder + os.sep
     allowed = tuple(path + os.sep for path in readable)
+    modules, events, paths = (frozenset(t.split()) for t in (FORBIDDEN_MODULES, FORBIDDEN_EVENTS, PATH_EVENTS))
     writes = [0]
     writing = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
@@ -166,11 +167,11 @@ def install_audit(folder: str, readable: list[str]) -> None:
             mode, flags = args[1], args[2] or 0
             check(args[0], bool(flags & writing) or any(m in (mode or "") for m in "wax+"), "opening")
         elif event == "import":
-            if args[0] in FORBIDDEN_MODULES:
+            if args[0] in modules:
                 refuse(f"to import {args[0]}")
-        elif event in FORBIDDEN_EVENTS or event.startswith(FORBIDDEN_PREFIXES):
+        elif event in events or event.startswith(FORBIDDEN_PREFIXES):
             refuse(event)
-        elif event in PATH_EVENTS:
+        elif event in paths:
             for arg in args[: 2 if event == "os.rename" else 1]:
                 check(arg, event not in ("os.listdir", "os.scandir"), event)
 

@@ -72,8 +72,8 @@ class Cartpole(Native):
         push = self.force / total
         _, x_dot, angle, angle_dot = state.unbind(1)
         cos, sin = angle.cos(), angle.sin()
-        # The first term is sign(action) * push, in the dtype of the state.
-        u = torch.addcmul((action * (2 * push) - push).to(state.dtype), angle_dot * angle_dot, sin, value=lever)
+        pushed = action.to(state.dtype) * (2 * push) - push
+        u = torch.addcmul(pushed, angle_dot * angle_dot, sin, value=lever)
         inertia = (cos * cos).mul_(-self.half_length * self.mass_pole / total).add_(self.half_length * 4.0 / 3.0)
         angle_acc = torch.addcmul(sin * self.gravity, cos, u, value=-1.0).div_(inertia)
         x_acc = torch.addcmul(u, angle_acc, cos, value=-lever)
@@ -121,7 +121,7 @@ class MountainCar(Native):
 
     def step(self, state: Tensor, action: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """One step; `action` is (n,) int64."""
-        state = _valley(state, ((action - 1) * self.force).to(state.dtype), self.gravity)
+        state = _valley(state, (action - 1).to(state.dtype).mul_(self.force), self.gravity)
         position, velocity = state.unbind(1)
         terminated = (position >= 0.5) & (velocity >= self.goal_velocity)
         return state, state.new_full((state.shape[0],), -1.0), terminated
@@ -278,7 +278,7 @@ class Acrobot(Native):
 
     def step(self, state: Tensor, action: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """One step of `dt` seconds; `action` (n,) int64 is the torque plus one."""
-        u = ((action - 1) * self.torque).to(state.dtype)
+        u = (action - 1).to(state.dtype).mul_(self.torque)
         dt = self.dt
         k1 = self._rates(state, u)
         k2 = self._rates(torch.add(state, k1, alpha=dt / 2), u)

@@ -56,7 +56,7 @@ def observations(space: gymnasium.Space, name: str) -> Observations:
         return _pixels(space)
     if isinstance(space, spaces.Box):
         return Observations((int(np.prod(space.shape)),), False, lambda obs: _vector(obs, space))
-    if not space.is_np_flattenable:
+    if isinstance(space, spaces.Text) or not space.is_np_flattenable:
         raise UserError(
             f"{name}: observations of {type(space).__name__} space cannot be made into one array; "
             "wrap the environment so that it gives Box, Discrete, MultiDiscrete, MultiBinary, Dict or Tuple"

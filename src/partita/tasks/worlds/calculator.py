@@ -139,7 +139,7 @@ def run(world: Calculator, code: str) -> str:
         return _plain(result.stdout)
     if result.status == "error":
         last = result.stderr.strip().rpartition("\n")[2].partition(":")[0].rpartition(".")[2]
-        return f"!{_plain(last).removesuffix('Error')[: SHOWN - 1]}"
+        return _plain(f"!{last.removesuffix('Error')}")
     return f"!{result.status}"
 
 

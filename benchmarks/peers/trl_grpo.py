@@ -1,0 +1,116 @@
+"""GRPO in TRL on the tiny model: tokens a second and peak memory.
+
+    python -m benchmarks.peers.trl_grpo short --model FOLDER     # prompts of 12, completions of 12 tokens
+    python -m benchmarks.peers.trl_grpo long  --model FOLDER     # prompts of 128, completions of 64 tokens
+
+256 completions a step in groups of 8, no KL term, one update a batch. Prints one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedTokenizerFast, TrainerCallback
+from trl import GRPOConfig, GRPOTrainer
+
+from benchmarks.protocol import peak_mb, report
+from benchmarks.tiny_model import prompts, reward
+
+SIZES = {"short": (12, 12), "long": (128, 64)}
+COMPLETIONS, GROUP = 256, 8
+
+
+class Clock(TrainerCallback):
+    """When each optimisation step began and ended."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_step_end(self, args, state, control, **kwargs) -> None:
+        self.ends.append(time.perf_counter())
+
+
+def main() -> None:
+    flags = argparse.ArgumentParser()
+    flags.add_argument("size", choices=list(SIZES))
+    flags.add_argument("--model", required=True)
+    flags.add_argument("--seed", type=int, default=0)
+    flags.add_argument("--warm", type=int, default=3)
+    flags.add_argument("--steps", type=int, default=10)
+    flags.add_argument("--micro", type=int, default=256, help="completions in one backward pass")
+    flags.add_argument("--bf16", action="store_true")
+    flags.add_argument("--checkpointing", action="store_true", help="recompute activations in the backward pass")
+    flags.add_argument("--cache", default=None, help="its cache_implementation")
+    args = flags.parse_args()
+    imported_mb = peak_mb()
+
+    prompt_length, completion_length = SIZES[args.size]
+    total = args.warm + args.steps
+    clock = Clock()
+    with tempfile.TemporaryDirectory() as folder:
+        config = GRPOConfig(
+            output_dir=folder,
+            per_device_train_batch_size=args.micro,
+            gradient_accumulation_steps=COMPLETIONS // args.micro,
+            num_generations=GROUP,
+            max_completion_length=completion_length,
+            max_steps=total,
+            beta=0.0,
+            num_iterations=1,
+            loss_type="grpo",
+            learning_rate=1e-4,
+            temperature=1.0,
+            bf16=args.bf16,
+            gradient_checkpointing=args.checkpointing,
+            cache_implementation=args.cache,
+            use_cpu=True,
+            dataloader_num_workers=0,
+            dataloader_pin_memory=False,
+            eval_strategy="no",
+            save_strategy="no",
+            logging_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            seed=args.seed,
+        )
+        data = Dataset.from_dict({"prompt": prompts(total * COMPLETIONS // GROUP, prompt_length, args.seed)})
+        lengths: set[int] = set()
+
+        def score(completion_ids: list[list[int]], **kwargs) -> list[float]:
+            lengths.update(map(len, completion_ids))
+            return [reward(ids) for ids in completion_ids]
+
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(args.model)
+        trainer = GRPOTrainer(args.model, score, config, train_dataset=data, processing_class=tokenizer)
+        trainer.add_callback(clock)
+        trainer.train()
+    if lengths != {completion_length} or len(clock.ends) != total:
+        raise SystemExit(f"completions of {sorted(lengths)} tokens in {len(clock.ends)} steps: not the agreed workload")
+    tokens = COMPLETIONS * (prompt_length + completion_length)
+    seconds = [b - a for a, b in zip(clock.ends[args.warm - 1 :], clock.ends[args.warm :], strict=False)]
+    report(
+        "trl",
+        ("trl", "torch", "transformers", "accelerate", "tokenizers"),
+        what=args.size,
+        seed=args.seed,
+        steps=len(seconds),
+        tokens_per_step=tokens,
+        tokens_per_second=tokens * len(seconds) / sum(seconds),
+        median_step_seconds=statistics.median(seconds),
+        imported_mb=round(imported_mb, 1),
+        increase_mb=round(peak_mb() - imported_mb, 1),
+        threads=torch.get_num_threads(),
+        settings=f"micro {args.micro}, bf16 {args.bf16}, checkpointing {args.checkpointing}, cache {args.cache}",
+    )
+
+
+if __name__ == "__main__":
+    main()

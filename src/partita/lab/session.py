@@ -1,0 +1,68 @@
+"""`partita train`: from the words of a command line to a finished run."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from partita.core.errors import UserError
+from partita.lab.config import Config
+from partita.lab.flags import _take, parse
+from partita.lab.progress import Progress
+from partita.lab.train import Result, free_folder, launch
+
+
+def train(argv: list[str]) -> None:
+    """Train, or resume, and say where everything is."""
+    words = list(argv)
+    resume = _take(words, "--resume")
+    if resume is not None:
+        quiet = "--quiet" in words
+        left = [w for w in words if w != "--quiet"]
+        if left:
+            raise UserError(f"--resume {resume}: continues the run as it was; remove {left[0]}, or start a new run")
+        folder = Path(resume)
+        if not (folder / "config.json").is_file():
+            raise UserError(f"--resume {resume}: not a run (it has no config.json)")
+        finish(launch(Config.read(folder / "config.json"), folder, True, watchers(quiet, ())))
+        return
+    config, options = parse(words)
+    if options["smoke"]:
+        smoke(config)
+        return
+    folder = Path(options["out"]) if options["out"] else free_folder(config)
+    finish(launch(config, folder, False, watchers(options["quiet"], options["track"])))
+
+
+def watchers(quiet: bool, track: tuple[str, ...]) -> tuple[Any, ...]:
+    """Who follows the run."""
+    out: list[Any] = [] if quiet else [Progress()]
+    if track:
+        from partita.lab.track import tracker
+
+        out += [tracker(name) for name in track]
+    return tuple(out)
+
+
+def finish(result: Result) -> None:
+    """Write the report and say where things are."""
+    from partita.lab.report import write
+
+    page = write([result.folder], result.folder / "report.html")
+    if result.finished:
+        print(f"{result.folder}: finished; report in {page}")
+    else:
+        print(f"{result.folder}: stopped; continue with: partita train --resume {result.folder}")
+
+
+def smoke(config: Config) -> None:
+    """Two small steps in a temporary folder, to see that recipe, task and policy fit together."""
+    recipe: Any = config.recipe
+    size = min(recipe.batch_size or 4, 4)
+    small = recipe.but(steps=2, batch_size=size, minibatches=min(recipe.minibatches, 2), epochs=min(recipe.epochs, 2))
+    settings = replace(config.settings, eval_size=min(config.settings.eval_size, 4), save_every=1)
+    with tempfile.TemporaryDirectory() as folder:
+        result = launch(replace(config, recipe=small, settings=settings), Path(folder) / "run", False, ())
+    print(f"{config.name} on {config.task.part_name()}: smoke test passed ({len(result.metrics)} steps)")

@@ -1,0 +1,156 @@
+"""Training from a configuration: builds the policy, opens the folder, runs the loop, evaluates, reports."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from partita.core import registry
+from partita.core.errors import UserError
+from partita.core.policy import Policy
+from partita.core.recipe import Recipe
+from partita.core.task import Task
+from partita.lab.config import Config, Settings
+from partita.lab.evaluate import Evaluation, evaluate
+from partita.lab.run import FolderRun, read_rows
+from partita.loops.run import Generators
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a finished (or interrupted) run left."""
+
+    folder: Path
+    policy: Policy
+    metrics: list[dict[str, float]]
+    before: Evaluation | None
+    after: Evaluation | None
+    finished: bool
+
+
+def use_threads(settings: Settings, task: Task) -> None:
+    """One thread for control (its tensors are small), all cores for language, unless asked otherwise."""
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    elif task.domain == "control":
+        torch.set_num_threads(1)
+
+
+def device_of(settings: Settings) -> torch.device:
+    """The device that `settings.device` means here."""
+    if settings.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if settings.device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device {settings.device}: no CUDA device here; use --device cpu")
+    return torch.device(settings.device)
+
+
+def build_policy(config: Config) -> Policy:
+    """The policy as it is before training."""
+    if config.task.domain not in config.policy.domains:
+        raise UserError(
+            f"--policy {config.policy.part_name()}: works in {' and '.join(config.policy.domains)}, and task "
+            f"{config.task.part_name()} is {config.task.domain}"
+        )
+    value = "value" in config.recipe.needs()
+    policy = config.policy.build(config.task, value, Generators(config.settings.seed)["init"])
+    policy.module.to(device_of(config.settings))
+    return policy
+
+
+def launch(config: Config, folder: Path, resume: bool = False, watchers: tuple[Any, ...] = ()) -> Result:
+    """Carry out (or continue) the run of `config` in `folder`.
+
+    `watchers` are objects with `start(run, config, total, before)`, `step(step, metrics, batch)` and `end(result)`:
+    the progress line, trackers, the report.
+    """
+    settings, task = config.settings, config.task
+    use_threads(settings, task)
+    policy = build_policy(config)
+    settle: Any = config.recipe
+    config = replace(config, recipe=settle.settle(task, policy))
+    settle = config.recipe
+    settle.check(task, policy)
+    run = FolderRun(folder, settings.seed, settings.save_every, settings.until)
+    run.open(None if resume else config.to_json())
+    try:
+
+        def measure(step: int) -> Evaluation | None:
+            if not settings.eval_size:
+                return None
+            held = [r for r in read_rows(folder / "evaluations.jsonl") if r["step"] == step]
+            if held:
+                return Evaluation(**{k: v for k, v in held[-1].items() if k != "step"})
+            found = evaluate(policy, task, settings.eval_size, settings.seed + 1_000_003)
+            run.append("evaluations", {"step": step, **asdict(found)})
+            return found
+
+        before = measure(0)
+        if settings.eval_every:
+            run.watch.append(lambda step, row, batch: measure(step) if step % settings.eval_every == 0 else None)
+        total = config.recipe.numbers()["steps"]
+        for watcher in watchers:
+            watcher.start(run, config, total, before)
+            run.watch.append(watcher.step)
+        loop = importlib.import_module(f"partita.loops.{config.recipe.loop}")
+        loop.train(config.recipe, policy, task, run)
+        finished = run.reached or run.step >= total
+        after = measure(run.step) if finished else None
+        if finished:
+            policy.save(folder / "policy")
+        result = Result(folder, policy, run.metrics, before, after, finished)
+        for watcher in watchers:
+            watcher.end(result)
+        return result
+    finally:
+        run.close()
+
+
+def load_policy(folder: Path) -> tuple[Config, Policy]:
+    """The configuration of a run and its policy as of the last checkpoint."""
+    from partita.lab import checkpoint
+
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: not a run (it has no config.json)")
+    config = Config.read(folder / "config.json")
+    policy = build_policy(config)
+    found = sorted(p for p in (folder / "checkpoints").glob("step_*") if p.is_dir())
+    if not found:
+        raise UserError(f"{folder}: has no checkpoint yet; continue it with --resume {folder}")
+    policy.load_state_dict(checkpoint.load(found[-1])["policy"])
+    return config, policy
+
+
+def default_policy(task: Task) -> Any:
+    """The policy settings that go with a task's domain."""
+    name = "actor_critic" if task.domain == "control" else "language"
+    return registry.part_class("policy", name)()
+
+
+def train(
+    recipe: str | Recipe, task: str | Task, policy: Any = None, out: str | Path | None = None, **changes: Any
+) -> Result:
+    """Train by recipe from Python: `train("grpo", "arithmetic", steps=50, seed=1)`.
+
+    `changes` go to the recipe, or to the run's settings where they are named there.
+    """
+    name = recipe if isinstance(recipe, str) else "custom"
+    chosen: Any = registry.recipe(recipe) if isinstance(recipe, str) else recipe
+    target: Any = registry.part_class("task", task)() if isinstance(task, str) else task
+    mine = {k: changes.pop(k) for k in list(changes) if k in Settings.__dataclass_fields__}
+    config = Config(name, chosen.but(**changes), target, policy or default_policy(target), Settings(**mine))
+    return launch(config, Path(out) if out is not None else free_folder(config))
+
+
+def free_folder(config: Config, root: Path = Path("runs")) -> Path:
+    """A folder under `root` that no run has taken, named after the recipe, the task and the seed."""
+    stem = f"{config.name}-{config.task.part_name()}-seed{config.settings.seed}"
+    for i in range(1, 10_000):
+        folder = root / (stem if i == 1 else f"{stem}-{i}")
+        if not (folder / "config.json").exists():
+            return folder
+    raise UserError(f"{root}: too many runs named {stem}; choose a folder with --out")
