@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import resource
+import statistics
 import sys
 from importlib.metadata import version
 from typing import Any
@@ -16,10 +17,25 @@ from typing import Any
 def peak_mb() -> float:
     """Largest resident size of this process so far, in MiB."""
     size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return size / 1024**2 if sys.platform == "darwin" else size / 1024
+    return round(size / 1024**2 if sys.platform == "darwin" else size / 1024, 1)
+
+
+def rates(ends: list[float], processor: list[float], warm: int, tokens: int) -> dict[str, float | int]:
+    """Rates from the wall and processor times at the end of every step, of which the first `warm` do not count.
+
+    cpu_seconds: processor time a step over all threads; unlike the rest it changes little on a busy machine.
+    """
+    seconds = [b - a for a, b in zip(ends[warm - 1 :], ends[warm:], strict=False)]
+    return {
+        "steps": len(seconds),
+        "tokens_per_step": tokens,
+        "tokens_per_second": tokens * len(seconds) / sum(seconds),
+        "median_step_seconds": statistics.median(seconds),
+        "cpu_seconds": (processor[-1] - processor[warm - 1]) / len(seconds),
+    }
 
 
 def report(side: str, packages: tuple[str, ...], **measured: Any) -> None:
     """Print what was measured, with the peak memory of the process and the versions of its packages."""
     versions = {name: version(name) for name in packages}
-    print(json.dumps({"side": side, **measured, "peak_mb": round(peak_mb(), 1), "versions": versions}), flush=True)
+    print(json.dumps({"side": side, **measured, "peak_mb": peak_mb(), "versions": versions}), flush=True)

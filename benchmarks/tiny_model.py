@@ -1,18 +1,25 @@
-"""A tiny Qwen2-type model with random weights and a word tokenizer, made on the spot: nothing is downloaded.
+"""A tiny Qwen2-type model with random weights and a byte-level tokenizer, made on the spot: nothing is downloaded.
 
     python -m benchmarks.tiny_model FOLDER
 
-The end-of-sequence token has an identifier one past the model's vocabulary, so that neither side can sample it:
-all completions have full length and both sides count the same tokens, without a processor on the logits.
+Each printable character is one token; the rest of the vocabulary are fillers that only the model produces.
 """
 
 from __future__ import annotations
 
 import random
+import string
 import sys
 from pathlib import Path
 
 VOCABULARY, WIDTH, LAYERS, HEADS = 4096, 128, 2, 4
+SPECIAL = ("<pad>", "<end>")
+
+# The workload of both sides: completions of a step, completions of a prompt, (prompt, completion) tokens.
+COMPLETIONS, GROUP = 256, 8
+SIZES = {"short": (12, 12), "long": (128, 64)}
+
+LETTERS = string.ascii_lowercase
 
 
 def build(folder: Path, seed: int = 0) -> None:
@@ -20,10 +27,8 @@ def build(folder: Path, seed: int = 0) -> None:
     if (folder / "tokenizer.json").exists():
         return
     import torch
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import WhitespaceSplit
-    from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
 
     torch.manual_seed(seed)
     config = Qwen2Config(
@@ -40,22 +45,27 @@ def build(folder: Path, seed: int = 0) -> None:
         pad_token_id=0,
     )
     Qwen2ForCausalLM(config).save_pretrained(folder)
-    words = {"<pad>": 0} | {f"w{i}": i for i in range(1, VOCABULARY)} | {"<end>": VOCABULARY}
-    tokenizer = Tokenizer(WordLevel(words, unk_token="<pad>"))
-    tokenizer.pre_tokenizer = WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<end>")
-    fast.save_pretrained(folder)
+    words = [*SPECIAL, *sorted(ByteLevel.alphabet())]
+    words += [f"filler{i}" for i in range(VOCABULARY - len(words))]
+    tokenizer = Qwen2Tokenizer(
+        vocab={word: i for i, word in enumerate(words)},
+        merges=[],
+        unk_token=None,
+        pad_token=SPECIAL[0],
+        eos_token=SPECIAL[1],
+    )
+    tokenizer.save_pretrained(folder)
 
 
 def prompts(count: int, length: int, seed: int = 0) -> list[str]:
     """`count` random prompts of exactly `length` tokens."""
     draw = random.Random(seed)
-    return [" ".join(f"w{draw.randrange(1, VOCABULARY)}" for _ in range(length)) for _ in range(count)]
+    return ["".join(draw.choices(LETTERS, k=length)) for _ in range(count)]
 
 
-def reward(tokens: list[int]) -> float:
-    """Share of even token identifiers: cheap, dense, never constant within a group."""
-    return sum(t % 2 == 0 for t in tokens) / max(len(tokens), 1)
+def reward(text: str) -> float:
+    """Share of vowels: cheap, dense, rarely constant within a group."""
+    return sum(map(text.count, "aeiou")) / max(len(text), 1)
 
 
 if __name__ == "__main__":

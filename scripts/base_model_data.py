@@ -27,35 +27,43 @@ class Sequences:
         return len(self.start) - 1
 
 
-def generate(recipe: Mapping[str, Any], tokenizer: Any) -> Sequences:
-    """The data of a recipe: of each task its share, of each level and procedure its share; the hard slices never."""
-    ids = tokenizer.get_vocab()
+def generate(recipe: Mapping[str, Any], name: str, tokenizer: Any) -> Sequences:
+    """The share of a recipe's sequences that one task has: of each level and procedure its share, never the hard slice.
+
+    Each starts with bos; eos ends those that are over (not an episode that was cut).
+    """
     table = torch.zeros(128, dtype=torch.uint8)
-    for text, i in ids.items():
+    for text, i in tokenizer.get_vocab().items():
         if len(text) == 1:
             table[ord(text)] = i
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    total = sum(settings["weight"] for settings in recipe["tasks"].values())
+    settings = recipe["tasks"][name]
+    total = sum(task["weight"] for task in recipe["tasks"].values())
+    count = round(recipe["sequences"] * settings["weight"] / total)
+    generator = torch.Generator().manual_seed(recipe["seed"] + list(recipe["tasks"]).index(name))
     rows: list[Tensor] = []
     acts: list[Tensor] = []
-    for number, (name, settings) in enumerate(recipe["tasks"].items()):
-        generator = torch.Generator().manual_seed(recipe["seed"] + number)
-        task = part_class("task", name)()
-        count = round(recipe["sequences"] * settings["weight"] / total)
-        for text, spans in written(task, settings, count, generator):
-            row = torch.empty(len(text) + 2, dtype=torch.uint8)
-            row[0], row[-1] = bos, eos
-            row[1:-1] = table[torch.frombuffer(bytearray(text, "ascii"), dtype=torch.uint8).int()]
-            act = torch.zeros(len(row), dtype=torch.bool)
-            for start, end in spans:
-                act[start + 1 : end + 1] = True
-            act[-1] = spans[-1][1] == len(text)  # an answer that is over ends; an episode that was cut does not
-            rows.append(row)
-            acts.append(act)
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(recipe["seed"])).tolist()
-    lengths = torch.tensor([len(rows[i]) for i in order])
+    for text, spans in written(part_class("task", name)(), settings, count, generator):
+        row = torch.full((len(text) + 2,), tokenizer.bos_token_id, dtype=torch.uint8)
+        row[1:-1] = table[torch.frombuffer(bytearray(text, "ascii"), dtype=torch.uint8).int()]
+        row[-1] = tokenizer.eos_token_id
+        act = torch.zeros(len(row), dtype=torch.bool)
+        for first, end in spans:
+            act[first + 1 : end + 1] = True
+        act[-1] = spans[-1][1] == len(text)
+        rows.append(row)
+        acts.append(act)
+    lengths = torch.tensor([len(row) for row in rows])
     start = torch.cat((torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)))
-    return Sequences(torch.cat([rows[i] for i in order]), torch.cat([acts[i] for i in order]), start)
+    return Sequences(torch.cat(rows), torch.cat(acts), start)
+
+
+def joined(parts: Sequence[Sequences]) -> Sequences:
+    """The sequences of several parts, one part after the other."""
+    start, at = [torch.zeros(1, dtype=torch.int64)], 0
+    for part in parts:
+        start.append(part.start[1:] + at)
+        at += len(part.tokens)
+    return Sequences(torch.cat([p.tokens for p in parts]), torch.cat([p.act for p in parts]), torch.cat(start))
 
 
 def written(

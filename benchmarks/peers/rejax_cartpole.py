@@ -14,11 +14,10 @@ import argparse
 import time
 
 import jax
+from benchmarks.protocol import report
 from jax import numpy as jnp
 from rejax import PPO
 from rejax.algos.algorithm import register_init
-
-from benchmarks.protocol import report
 
 SPEED = dict(num_envs=64, num_steps=128, num_epochs=4, num_minibatches=8, learning_rate=1e-3)
 

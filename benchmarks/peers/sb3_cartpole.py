@@ -13,11 +13,10 @@ import argparse
 import time
 
 import torch
+from benchmarks.protocol import report
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
-
-from benchmarks.protocol import report
 
 ENVIRONMENTS = 8
 

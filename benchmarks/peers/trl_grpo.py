@@ -10,22 +10,17 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import tempfile
 import time
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
+from benchmarks.protocol import peak_mb, rates, report
+from benchmarks.tiny_model import COMPLETIONS, GROUP, SIZES, prompts, reward
 from datasets import Dataset
-from transformers import PreTrainedTokenizerFast, TrainerCallback
+from transformers import AutoTokenizer, TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
-
-from benchmarks.protocol import peak_mb, report
-from benchmarks.tiny_model import prompts, reward
-
-SIZES = {"short": (12, 12), "long": (128, 64)}
-COMPLETIONS, GROUP = 256, 8
 
 
 class Clock(TrainerCallback):
@@ -33,9 +28,11 @@ class Clock(TrainerCallback):
 
     def __init__(self) -> None:
         self.ends: list[float] = []
+        self.processor: list[float] = []
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         self.ends.append(time.perf_counter())
+        self.processor.append(time.process_time())
 
 
 def main() -> None:
@@ -84,28 +81,25 @@ def main() -> None:
         data = Dataset.from_dict({"prompt": prompts(total * COMPLETIONS // GROUP, prompt_length, args.seed)})
         lengths: set[int] = set()
 
-        def score(completion_ids: list[list[int]], **kwargs) -> list[float]:
+        def score(completions: list[str], completion_ids: list[list[int]], **kwargs) -> list[float]:
             lengths.update(map(len, completion_ids))
-            return [reward(ids) for ids in completion_ids]
+            return [reward(text) for text in completions]
 
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(args.model)
+        # Its end-of-sequence token moves past the model's vocabulary: never sampled, and no processor is needed.
+        tokenizer = AutoTokenizer.from_pretrained(args.model)
+        tokenizer.add_special_tokens({"eos_token": "<never>"})
         trainer = GRPOTrainer(args.model, score, config, train_dataset=data, processing_class=tokenizer)
         trainer.add_callback(clock)
         trainer.train()
     if lengths != {completion_length} or len(clock.ends) != total:
         raise SystemExit(f"completions of {sorted(lengths)} tokens in {len(clock.ends)} steps: not the agreed workload")
-    tokens = COMPLETIONS * (prompt_length + completion_length)
-    seconds = [b - a for a, b in zip(clock.ends[args.warm - 1 :], clock.ends[args.warm :], strict=False)]
     report(
         "trl",
         ("trl", "torch", "transformers", "accelerate", "tokenizers"),
         what=args.size,
         seed=args.seed,
-        steps=len(seconds),
-        tokens_per_step=tokens,
-        tokens_per_second=tokens * len(seconds) / sum(seconds),
-        median_step_seconds=statistics.median(seconds),
-        imported_mb=round(imported_mb, 1),
+        **rates(clock.ends, clock.processor, args.warm, COMPLETIONS * (prompt_length + completion_length)),
+        imported_mb=imported_mb,
         increase_mb=round(peak_mb() - imported_mb, 1),
         threads=torch.get_num_threads(),
         settings=f"micro {args.micro}, bf16 {args.bf16}, checkpointing {args.checkpointing}, cache {args.cache}",

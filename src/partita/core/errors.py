@@ -18,7 +18,7 @@ def nearest(name: str, options: Iterable[str], count: int = 3) -> str:
     """A phrase that helps after a misspelling: the nearest names, or all of them when few.
 
     >>> nearest("grop", ["grpo", "ppo", "dapo"])
-    'did you mean grpo, ppo?'
+    'did you mean grpo?'
     """
     known = sorted(options)
     close = difflib.get_close_matches(name, known, n=count, cutoff=0.5)

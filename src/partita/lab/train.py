@@ -14,6 +14,7 @@ from partita.core.errors import UserError
 from partita.core.policy import Policy
 from partita.core.recipe import Recipe
 from partita.core.task import Task
+from partita.lab import environment
 from partita.lab.config import Config, Settings
 from partita.lab.evaluate import Evaluation, evaluate
 from partita.lab.run import FolderRun, read_rows
@@ -78,6 +79,7 @@ def launch(config: Config, folder: Path, resume: bool = False, watchers: tuple[A
     run = FolderRun(folder, settings.seed, settings.save_every, settings.until)
     run.open(None if resume else config.to_json())
     try:
+        environment.record(folder)
 
         def measure(step: int) -> Evaluation | None:
             if not settings.eval_size:

@@ -211,6 +211,9 @@ def update(
 ) -> dict[str, float]:
     """Every epoch and minibatch of one step; returns the averages of what to watch."""
     watched: list[dict[str, Tensor]] = []
+    given = batch.need("reward") + batch.need("logp") + batch.need("advantage") + batch.need("weight")
+    if not bool(given.isfinite().all()):  # before the first minibatch, so that no weight moves
+        raise diagnose(recipe, policy, batch, step)
     for minibatch, last in minibatches(recipe, policy, batch, rng):
         if recipe.whiten == "minibatch":
             minibatch = minibatch.but(advantage=whiten(minibatch.need("advantage"), minibatch.mask))
@@ -283,6 +286,7 @@ def explained_variance(batch: Batch) -> Tensor:
 
 def diagnose(recipe: OnPolicy, policy: Policy, batch: Batch, step: int) -> NonFinite:
     """The error for a loss or gradient that is not finite: the first tensor along the step that is to blame."""
+    weights = recipe.aggregate(batch)
     suspects: list[tuple[str, str, Tensor | None]] = [
         ("reward", "reward", batch.reward),
         ("rollout", "logp", batch.logp),
@@ -290,15 +294,29 @@ def diagnose(recipe: OnPolicy, policy: Policy, batch: Batch, step: int) -> NonFi
         ("credit", "advantage", batch.advantage),
         ("focus", "weight", batch.weight),
         ("reference", "ref_logp", batch.ref_logp),
-        ("aggregate", "weights", recipe.aggregate(batch)),
+        ("aggregate", "weights", weights),
     ]
-    with torch.no_grad():
-        out = policy.evaluate(batch, entropy="logp_entropy" in recipe.needs())
-        suspects += [("policy", "logp", out.logp), ("policy", "entropy", out.entropy), ("policy", "value", out.value)]
-        suspects.append(("objective", recipe.objective.part_name(), recipe.objective(out, batch)))
-        suspects += [("regularisers", r.part_name(), r(out, batch)) for r in recipe.regularisers]
+    if (error := blame(suspects, step)) is not None:
+        return error
+    for micro, _ in micro_batches(recipe, batch, weights):
+        with torch.no_grad():
+            out = policy.evaluate(micro, entropy="logp_entropy" in recipe.needs())
+            suspects = [
+                ("policy", "logp", out.logp),
+                ("policy", "entropy", out.entropy),
+                ("policy", "value", out.value),
+            ]
+            suspects.append(("objective", recipe.objective.part_name(), recipe.objective(out, micro)))
+            suspects += [("regularisers", r.part_name(), r(out, micro)) for r in recipe.regularisers]
+        if (error := blame(suspects, step)) is not None:
+            return error
+    return NonFinite(f"step {step}: policy: the gradient is not finite though the loss is; lower lr; stopped")
+
+
+def blame(suspects: list[tuple[str, str, Tensor | None]], step: int) -> NonFinite | None:
+    """The error that names the first (slot, name, tensor) which is not finite, if there is one."""
     for slot, name, value in suspects:
         if value is not None and not bool(value.isfinite().all()):
             bad = int((~value.isfinite()).sum())
             return NonFinite(f"step {step}: {slot}: {name} is not finite in {bad} of {value.numel()} entries; stopped")
-    return NonFinite(f"step {step}: policy: the gradient is not finite though the loss is; lower lr; stopped")
+    return None

@@ -44,7 +44,7 @@ class Language(PolicyPart):
     domains: ClassVar[tuple[Domain, ...]] = ("language",)
     unit: ClassVar[Unit] = "trajectory"
 
-    model: str = ""
+    model: str = "tiny-0.3m"
     lora_rank: int = 0
     lora_alpha: int = 0
     lora_targets: tuple[str, ...] = ()
@@ -157,7 +157,7 @@ class LanguagePolicy(Policy):
                     )
         width = max(map(len, rows), default=0)
         pad = self.tokenizer.pad_token_id
-        tokens = torch.tensor([r + [pad] * (width - len(r)) for r in rows], dtype=torch.int64).reshape(-1, width)
+        tokens = torch.tensor([r + [pad] * (width - len(r)) for r in rows], dtype=torch.int64).reshape(len(rows), width)
         mask = torch.arange(width) < torch.tensor([len(r) for r in rows], dtype=torch.int64)[:, None]
         return tokens.to(self.device), mask.to(self.device)
 
@@ -193,7 +193,7 @@ class LanguagePolicy(Policy):
             decoder.expand(group)
         uniform = uniforms(sampling.max_tokens, len(group), generator, tokens.device)
         stops = self.stopper(sampling.stop)
-        out, _ = sample(decoder, hidden[group], self.head, stops, sampling, uniform, schedule, entropy)
+        out, _, _ = sample(decoder, hidden[group], self.head, stops, sampling, uniform, schedule, entropy)
         return replace(
             out,
             texts=self.decode(out.tokens, out.mask),

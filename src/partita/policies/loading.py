@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from partita.core.errors import UserError, nearest
 
 SHIPPED = Path(__file__).resolve().parents[1] / "assets" / "models"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt")
+GENERIC = ("TokenizersBackend", "PreTrainedTokenizerFast")
 
 
 def shipped() -> list[str]:
@@ -23,6 +25,8 @@ def shipped() -> list[str]:
 
 def locate(model: str) -> str:
     """The folder of a local or shipped model, or the hub name as it is. Raises UserError for a missing folder."""
+    if not model:
+        raise UserError(f"model: no name is given; give a model folder, a hub name, or a shipped model ({_names()})")
     if model in shipped():
         return str(SHIPPED / model)
     path = Path(model).expanduser()
@@ -30,7 +34,7 @@ def locate(model: str) -> str:
         return str(path)
     if path.is_file():
         raise UserError(f"model: {model} is a file; give the folder that holds config.json and the weights")
-    if not model or model.count("/") > 1 or model.startswith(("/", ".", "~")) or model.endswith("/"):
+    if model.count("/") > 1 or model.startswith(("/", ".", "~")) or model.endswith("/"):
         raise UserError(f"model: no folder {model!r}; give a model folder, a hub name, or a shipped model ({_names()})")
     return model
 
@@ -102,17 +106,21 @@ def check_weights(files: list[Path]) -> None:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Within the block transformers prints neither progress nor advice."""
-    from transformers.utils import logging
+    from transformers.utils import logging as theirs
 
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    level, bars = theirs.get_verbosity(), theirs.is_progress_bar_enabled()
+    theirs.set_verbosity_error()
+    theirs.disable_progress_bar()
     try:
         yield
     finally:
-        logging.set_verbosity(level)
+        theirs.set_verbosity(level)
         if bars:
-            logging.enable_progress_bar()
+            theirs.enable_progress_bar()
+
+
+def _unasked(record: logging.LogRecord) -> bool:
+    return "passing in an `attention_mask`" not in str(record.msg)
 
 
 def _refusal(model: str, remote_code: bool, error: BaseException) -> UserError:
@@ -129,11 +137,15 @@ def _refusal(model: str, remote_code: bool, error: BaseException) -> UserError:
 
 def load_tokenizer(folder: str, model: str, remote_code: bool) -> tuple[Any, list[str]]:
     """The tokenizer, padding on the right, and notes on what was filled in. Raises UserError if unusable."""
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+    # AutoTokenizer lets the type of the model overrule a folder that declares a tokenizer of no particular type.
+    declared = Path(folder) / "tokenizer_config.json"
+    generic = declared.is_file() and _read_json(declared).get("tokenizer_class") in GENERIC
+    loader: Any = PreTrainedTokenizerFast if generic else AutoTokenizer
     with quiet():
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=remote_code)
+            tokenizer = loader.from_pretrained(folder, trust_remote_code=remote_code)
         except Exception as error:
             raise _refusal(model, remote_code, error) from error
     notes = []
@@ -153,6 +165,8 @@ def load_model(folder: str, model: str, dtype: torch.dtype, remote_code: bool) -
     """The causal language model in evaluation mode. Raises UserError if anything of it is missing."""
     from transformers import AutoModelForCausalLM
 
+    # GPT-2 types warn of padding without a mask; on the right of causal attention it needs none.
+    logging.getLogger("transformers.modeling_utils").addFilter(_unasked)
     lm: Any
     info: Any
     if not remote_code and (config := Path(folder) / "config.json").is_file():

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -129,7 +130,7 @@ def sample(
     schedule: Tensor | None = None,
     entropy: bool = False,
     live: Tensor | None = None,
-) -> tuple[Generation, Tensor]:
+) -> tuple[Generation, Tensor, Tensor]:
     """Draw a response for every row of a decoder that has read its prompts.
 
     hidden: (B, D), at the last token that each row has read. uniform: (max_tokens, B) float64 from `uniforms`:
@@ -137,15 +138,17 @@ def sample(
     schedule: (max_tokens,), a temperature for each position, in place of `sampling.temperature`. Without `live`,
     rows that end are dropped from the decoder as soon as that pays, and it is of no further use. With `live`
     (B,) bool, only those rows draw, and the decoder keeps every row in its place to read on. Returns the
-    generation (without texts and prompts), and the last token of each response that the decoder has not read
-    yet, (B,) int64, -1 where there is none.
+    generation (without texts and prompts); then, with `live`, the token of each row that the decoder has not read
+    yet, (B,) int64, -1 where there is none; and hidden (B, D) at the last token that it has read.
     """
     with torch.inference_mode():
         out = _sample(decoder, hidden, head, stopper, sampling, uniform, schedule, entropy, live)
-    tokens, mask, logp, ent, finished, tau, pending = (None if x is None else x.clone() for x in out)
-    assert tokens is not None and mask is not None and logp is not None
-    assert finished is not None and tau is not None and pending is not None
-    return Generation(tokens, mask, logp, ent, finished, tau), pending
+    # Clones made out here are ordinary tensors, which a later backward pass may save.
+    generation, pending, hidden = out
+    kept: dict[str, Any] = {
+        f.name: x.clone() for f in fields(generation) if isinstance(x := getattr(generation, f.name), Tensor)
+    }
+    return replace(generation, **kept), pending.clone(), hidden.clone()
 
 
 def _sample(
@@ -158,7 +161,7 @@ def _sample(
     schedule: Tensor | None,
     entropy: bool,
     live: Tensor | None,
-) -> tuple[Tensor | None, ...]:
+) -> tuple[Generation, Tensor, Tensor]:
     rows, steps, device = hidden.shape[0], sampling.max_tokens, hidden.device
     taus = _temperatures(sampling, schedule)
     check_every = 1 if device.type == "cpu" else 8  # looking costs a synchronisation on an accelerator
@@ -207,19 +210,23 @@ def _sample(
                 index = kept if index is None else index[kept]
                 token, active = token[kept], active[kept]
                 past = [p[kept] for p in past[-stopper.tail :]] if stopper.tail else []
-        hidden = decoder.feed(token[:, None], before[:, None] if stays else None)[:, 0]
+        if stays:
+            fresh = decoder.feed(token[:, None], before[:, None])[:, 0]
+            hidden = torch.where(before[:, None], fresh, hidden)
+        else:
+            hidden = decoder.feed(token[:, None])[:, 0]
 
     drawn, tokens, logp = drawn[:length].T, tokens[:length].T, logp[:length].T
     tau = torch.tensor(taus[:length], device=device).expand(rows, -1)
-    return (
-        tokens.masked_fill(~drawn, 0),
-        drawn,
-        logp.masked_fill(~drawn, 0),
-        None if ent is None else ent[:length].T.masked_fill(~drawn, 0),
-        finished,
-        tau,
-        pending,
+    out = Generation(
+        tokens=tokens.masked_fill(~drawn, 0),
+        mask=drawn,
+        logp=logp.masked_fill(~drawn, 0),
+        entropy=None if ent is None else ent[:length].T.masked_fill(~drawn, 0),
+        finished=finished,
+        temperature=tau,
     )
+    return out, pending, hidden
 
 
 def _temperatures(sampling: Sampling, schedule: Tensor | None) -> list[float]:

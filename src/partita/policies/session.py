@@ -93,7 +93,7 @@ class Session:
             out = _silence(count, sampling.temperature, device, entropy)
         else:
             head, stopper = self.policy.head, self.policy.stopper(sampling.stop)
-            part, unread = sample(
+            part, unread, self._hidden = sample(
                 self._decoder, self._hidden, head, stopper, sampling, uniform[:, self._held], schedule, entropy, alive
             )
             out = _scatter(part, self._held, count)

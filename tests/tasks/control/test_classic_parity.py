@@ -36,6 +36,9 @@ CASES = {
     ),
     "pendulum": Case(Pendulum(), "Pendulum-v1", [-9, -8], [9, 8]),
     "pendulum_moon": Case(Pendulum(gravity=1.6), "Pendulum-v1", [-9, -8], [9, 8], kwargs={"g": 1.6}),
+    "pendulum_long": Case(
+        Pendulum(length=1.5, mass=0.7), "Pendulum-v1", [-9, -8], [9, 8], attributes={"l": 1.5, "m": 0.7}
+    ),
     "acrobot": Case(Acrobot(), "Acrobot-v1", [-PI, -PI, -4 * PI, -9 * PI], [PI, PI, 4 * PI, 9 * PI]),
     "acrobot_slow": Case(Acrobot(), "Acrobot-v1", [-PI, -PI, -2, -2], [PI, PI, 2, 2]),
     "acrobot_nips": Case(

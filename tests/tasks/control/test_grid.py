@@ -142,6 +142,14 @@ def test_optimal_values_with_slip_against_rollouts_of_the_greedy_policy():
     assert task.optimal_return() < Gridworld(task.layout, max_steps=12).optimal_return() - 0.05
 
 
+def test_optimal_return_weighs_goal_pit_and_steps():
+    task = Gridworld("X.S...G", goal_reward=4.0, pit_reward=3.0, step_reward=-0.5)
+    assert task.optimal_return() == pytest.approx(4.0 - 4 * 0.5)  # the goal; the pit would give 3 - 1
+    near = Gridworld("XS....G", goal_reward=4.0, pit_reward=3.0, step_reward=-0.5)
+    assert near.optimal_return() == pytest.approx(3.0 - 0.5)
+    assert len(near.shortest_path()) == 5  # to the goal, whatever it pays
+
+
 def test_starts_are_drawn_evenly_and_the_time_limit_counts():
     task = Gridworld("S.S/S.G", max_steps=3)
     drawn = task.reset(30_000, torch.Generator().manual_seed(0))

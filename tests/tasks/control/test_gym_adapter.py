@@ -53,7 +53,10 @@ class Counter(gymnasium.Env):
 class Echo(gymnasium.Env):
     """Any spaces; observes what `observe` gives and remembers the actions it got."""
 
-    def __init__(self, action=None, observation=None, observe=None, image=False):
+    metadata = {"render_modes": ["rgb_array"]}
+
+    def __init__(self, action=None, observation=None, observe=None, render_mode=None):
+        self.render_mode = render_mode
         self.action_space = spaces.Discrete(2) if action is None else action
         self.observation_space = spaces.Box(-1, 1, (1,), np.float32) if observation is None else observation
         self.observe, self.got = observe, []
@@ -68,6 +71,9 @@ class Echo(gymnasium.Env):
     def step(self, action):
         self.got.append(action)
         return self._obs(), 0.5, False, False, {}
+
+    def render(self):
+        return np.full((4, 6, 3), len(self.got), np.uint8)
 
 
 gymnasium.register("PartitaCounter-v0", entry_point=Counter)
@@ -240,6 +246,8 @@ def observed(space, value):
     assert envs.obs.shape == (2, *task.observation_shape)
     moved = envs.step(torch.zeros(2, dtype=torch.int64))
     assert torch.equal(envs.obs, moved.obs)
+    # Images travel as bytes, not as four times as many.
+    assert envs.vector.single_observation_space.dtype == (np.uint8 if envs.obs.dim() == 4 else np.float32)
     return envs.obs[0]
 
 
@@ -264,6 +272,16 @@ def test_other_observations_are_flattened():
     assert observed(table, {"a": np.array([5.0, 6.0], np.float32), "b": 1}).tolist() == [5, 6, 0, 1]
     pair = spaces.Tuple((spaces.Discrete(2), spaces.MultiBinary(2)))
     assert observed(pair, (0, np.array([1, 1], np.int8))).tolist() == [1, 0, 1, 1]
+
+
+def test_frames_are_those_of_each_copy():
+    envs = Gym(id="PartitaEcho-v0", kwargs={"render_mode": "rgb_array"}).envs([0, 1], seeded())
+    go(envs)
+    frames = envs.render()
+    assert [frame.shape for frame in frames] == [(4, 6, 3)] * 2
+    assert int(frames[1].max()) == 1
+    with pytest.raises(UserError, match="render_mode=rgb_array"):
+        Gym(id="CartPole-v1").envs([0], seeded()).render()
 
 
 @pytest.mark.parametrize("vectorisation", ["sync", "async"])

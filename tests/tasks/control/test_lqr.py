@@ -66,6 +66,14 @@ def test_noise_costs_what_the_formula_says():
     assert float(returns.mean()) < noiseless - 0.1
 
 
+def test_noise_is_added_with_its_standard_deviation():
+    state = torch.ones(20_000, 2)
+    task = Lqr(noise=0.2)
+    new, _, _ = task.step(state, torch.zeros(20_000, 1), torch.Generator().manual_seed(0))
+    torch.testing.assert_close(new.mean(0), torch.tensor([1.1, 1.0]), rtol=0, atol=0.01)
+    torch.testing.assert_close(new.std(0), torch.tensor([0.2, 0.2]), rtol=0.03, atol=0)
+
+
 def test_finite_horizon_return_by_brute_force():
     """Two steps: the last control is 0; the first minimises q-cost one step on. Worked out directly."""
     task = Lqr(states=1, a=(1.5,), b=(1.0,), q=(2.0,), r=(0.5,), max_steps=2, start=1.0, noise=0.3)

@@ -79,6 +79,9 @@ def test_without_auto_reset_the_finished_stay_finished():
     ]  # fmt: skip
     assert [m.terminated.tolist() for m in moves[1:4]] == [[True, False, False]] * 2 + [[True, True, False]]
     assert [m.truncated.tolist() for m in moves[1:4]] == [[False] * 3] * 2 + [[False, False, True]]
+    assert moves[0].final_obs is None
+    for moved in moves[1:]:
+        assert torch.equal(moved.final_obs, moved.obs)
     for late in moves[3:]:
         assert late.obs[:, 0].tolist() == [2.0, 4.0, 4.0]
         assert late.terminated.tolist() == [True, True, False]

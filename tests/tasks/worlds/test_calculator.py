@@ -140,6 +140,14 @@ def test_states_are_equal_exactly_when_the_same_is_known(left, right):
     assert (a.state == b.state) == (set(left) == set(right))
 
 
+def test_the_order_of_calls_does_not_matter():
+    a, b = Calculator().open(PROBLEM), Calculator().open(PROBLEM)
+    for forth, back in zip(("1+1", "2*3"), ("2*3", "1+1"), strict=True):
+        a.act(f"py {forth}\n")
+        b.act(f"py  {back}\n")
+    assert a.state == b.state
+
+
 def test_problems_ask_what_their_text_says():
     for level, steps in STEPS.items():
         for problem in Calculator(level=level).problems(60, gen(level)):

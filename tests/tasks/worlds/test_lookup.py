@@ -83,6 +83,15 @@ def test_states_are_equal_exactly_when_the_same_is_known(left, right):
     assert (a.state == b.state) == (set(left) == set(right))
 
 
+def test_the_order_of_look_ups_does_not_matter():
+    facts = [f"get {entity}.{relation}" for entity in "abcde" for relation in "xyz"]
+    a, b = Lookup().open(PROBLEM), Lookup().open(PROBLEM)
+    for forth, back in zip(facts, reversed(facts), strict=True):
+        a.act(forth)
+        b.act(back)
+    assert a.state == b.state
+
+
 def test_the_state_holds_question_table_and_answer():
     other = Problem(PROBLEM.prompt, {**PROBLEM.data, "table": {**SHIFTED, "y": ENTITIES[3:] + ENTITIES[:3]}})
     longer = Problem("a.xzx?>", {**PROBLEM.data, "path": "xzx"})

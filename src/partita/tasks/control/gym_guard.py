@@ -40,8 +40,10 @@ def make(id: str, kwargs: Mapping[str, Any], max_steps: int | None) -> gymnasium
     return env
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+def _line(error: BaseException) -> str:
+    """The message on one line, with that of its cause (a package that is installed but does not import)."""
+    text = " ".join(str(error).split())[:300]
+    return text if error.__cause__ is None else f"{text}, because {_line(error.__cause__)}"
 
 
 def _suggest(id: str) -> str:

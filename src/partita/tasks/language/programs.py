@@ -75,7 +75,7 @@ class Programs(Procedural):
     hard: ClassVar[int] = 4
     categories: ClassVar[tuple[str, ...]] = tuple(FAMILIES)
     flaws: ClassVar[tuple[str, ...]] = ("wrong_order", "early_stop", "wrong_operator", "extra")
-    _columns: ClassVar[int] = 48
+    _columns: ClassVar[int] = 56
 
     def _attempt(self, level: int, category: str, draw: _Draw) -> Problem | None:
         first = draw.choice(FAMILIES[category])

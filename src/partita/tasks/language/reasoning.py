@@ -36,7 +36,7 @@ class ReasoningGym(LanguageTask):
 
     dataset: str = ""
     options: str = "{}"
-    size: int = 1_000_000
+    size: int = 10_000
 
     max_tokens: ClassVar[int] = 512
 

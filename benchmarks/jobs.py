@@ -1,0 +1,121 @@
+"""What is compared: for each benchmark its measures, their sides, and the targets set for them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Side:
+    """One process to start: `python -m MODULE ARGS` with the interpreter of `environment` (None: our own).
+
+    quick: arguments that are added when only the harness itself is tried. variables: added to its environment;
+    CACHE stands for a folder that lasts through the benchmark. primed: started once, unmeasured, to fill that folder.
+    """
+
+    name: str
+    environment: str | None
+    module: str
+    args: tuple[str, ...]
+    quick: tuple[str, ...] = ()
+    variables: dict[str, str] = field(default_factory=dict)
+    primed: bool = False
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Numbers that every side reports (`fields`), taken alternately; the first side is ours."""
+
+    name: str
+    fields: tuple[str, ...]
+    sides: tuple[Side, ...]
+
+
+@dataclass(frozen=True)
+class Target:
+    """Ours over theirs (for `ours` over `theirs` sides of a measure) must be at least, or at most, a number."""
+
+    measure: str
+    field: str
+    ours: str
+    theirs: str
+    least: float | None = None
+    most: float | None = None
+
+
+OURS, THEIRS = "benchmarks.ours", "benchmarks.peers"
+CACHED = {"JAX_COMPILATION_CACHE_DIR": "CACHE", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+FEW = ("--warm", "16384", "--steps", "16384")
+SHORTLY = ("--warm", "1", "--steps", "2")
+
+
+def _ours(what: str, *args: str, name: str = "partita", quick: tuple[str, ...] = ()) -> Side:
+    return Side(name, None, f"{OURS}.partita_cartpole", (what, *args), quick)
+
+
+def _sb3(what: str, quick: tuple[str, ...] = ()) -> Side:
+    return Side("sb3", "sb3", f"{THEIRS}.sb3_cartpole", (what, "--threads", "1"), quick)
+
+
+def _rejax(what: str, quick: tuple[str, ...] = ()) -> Side:
+    return Side("rejax", "rejax", f"{THEIRS}.rejax_cartpole", (what,), quick)
+
+
+def _grpo(size: str) -> Measure:
+    ours = Side("partita", None, f"{OURS}.partita_grpo", (size, "--model", "MODEL"), SHORTLY)
+    theirs = Side("trl", "trl", f"{THEIRS}.trl_grpo", (size, "--model", "MODEL"), SHORTLY)
+    lean = ("--micro", "32", "--checkpointing")
+    small = Side("trl-lean", "trl", f"{THEIRS}.trl_grpo", (size, "--model", "MODEL", *lean), SHORTLY)
+    fields = ("tokens_per_second", "median_step_seconds", "cpu_seconds", "peak_mb", "increase_mb")
+    return Measure(size, fields, (ours, theirs, small))
+
+
+BENCHMARKS: dict[str, tuple[Measure, ...]] = {
+    "cartpole": (
+        Measure(
+            "speed",
+            ("steps_per_second", "peak_mb"),
+            (
+                _ours("speed", quick=FEW),
+                _ours("speed", "--as", "sb3", name="partita-as-sb3", quick=FEW),
+                _sb3("speed", FEW),
+                _rejax("speed", ("--iterations", "4")),
+            ),
+        ),
+        Measure(
+            "solve",
+            ("seconds_to_475", "steps", "peak_mb"),
+            (
+                _ours("solve"),
+                _sb3("solve"),
+                _rejax("solve"),
+                Side(
+                    "rejax-cached", "rejax", f"{THEIRS}.rejax_cartpole", ("solve",), variables=CACHED, primed=True
+                ),
+            ),
+        ),
+    ),
+    "grpo": (_grpo("short"), _grpo("long")),
+}  # fmt: skip
+
+TARGETS: dict[str, tuple[Target, ...]] = {
+    "cartpole": (
+        Target("speed", "steps_per_second", "partita", "sb3", least=10.0),
+        Target("speed", "steps_per_second", "partita-as-sb3", "sb3"),
+        Target("speed", "steps_per_second", "partita", "rejax"),
+        Target("solve", "seconds_to_475", "partita", "sb3", most=1.0),
+        Target("solve", "seconds_to_475", "partita", "rejax", most=1.0),
+        Target("solve", "seconds_to_475", "partita", "rejax-cached"),
+    ),
+    "grpo": tuple(
+        target
+        for size, least in (("short", 1.3), ("long", 2.0))
+        for target in (
+            Target(size, "tokens_per_second", "partita", "trl", least=least),
+            Target(size, "peak_mb", "partita", "trl", most=0.7),
+            Target(size, "increase_mb", "partita", "trl"),
+            Target(size, "cpu_seconds", "partita", "trl"),
+            Target(size, "peak_mb", "partita", "trl-lean"),
+        )
+    ),
+}

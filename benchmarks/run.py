@@ -1,0 +1,204 @@
+"""Both sides of a benchmark in one run, each in a process and an environment of its own, taking turns.
+
+    python benchmarks/run.py cartpole                # speed, and time until solved: Partita, SB3, rejax
+    python benchmarks/run.py grpo --repeats 7        # tokens a second and memory: Partita, TRL
+    python benchmarks/run.py grpo --quick --out /tmp/try.json
+
+Makes the peers' environments if they are missing. Prints a table of medians with ratios, and writes every single
+value with a description of the machine, versions and the matmul rate of the same run to
+`benchmarks/results/NAME.json`. Nothing else should run on the machine meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import environments  # noqa: E402
+from benchmarks.jobs import BENCHMARKS, TARGETS, Measure, Side, Target  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results"
+MODEL = environments.HOME / "tiny-qwen2"
+
+Row = dict[str, Any]
+Table = dict[tuple[str, str], list[Row]]
+
+
+def call(python: str, module: str, args: list[str], variables: dict[str, str] | None = None) -> Row:
+    """The JSON line that `python -m module args` prints last; SystemExit with its last words if it failed."""
+    inherited = {**os.environ, **(variables or {})}
+    done = subprocess.run(
+        [python, "-m", module, *args], cwd=ROOT, env=inherited, stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+    lines = done.stdout.strip().splitlines()
+    if done.returncode or not lines:
+        tail = "\n".join(done.stderr.strip().splitlines()[-8:])
+        raise SystemExit(f"{module} {' '.join(args)}: exit code {done.returncode}\n{tail}")
+    return json.loads(lines[-1])
+
+
+def take(side: Side, seed: int, quick: bool, cache: str) -> Row:
+    """Start one side once. A process that reports when it had `solved` gets the seconds since it was started."""
+    python = sys.executable if side.environment is None else str(environments.python(side.environment))
+    args = [str(MODEL) if a == "MODEL" else a for a in side.args]
+    args += [*(side.quick if quick else ()), "--seed", str(seed)]
+    start = time.time()
+    row = call(python, side.module, args, {k: v.replace("CACHE", cache) for k, v in side.variables.items()})
+    if "solved" in row:
+        solved = row.pop("solved")
+        row["seconds_to_475"] = solved - start if solved is not None else None
+    return row
+
+
+def measure(what: Measure, repeats: int, quick: bool, table: Table, machine: list[Row]) -> None:
+    """All sides of a measure in turn, `repeats` times, another one first each time; fills `table`."""
+    with tempfile.TemporaryDirectory() as cache:
+        for side in what.sides:
+            if side.primed:
+                take(side, 0, quick, cache)
+        for i in range(repeats):
+            machine.append(call(sys.executable, "benchmarks.machine", []))
+            first = i % len(what.sides)
+            for side in (*what.sides[first:], *what.sides[:first]):
+                row = take(side, i, quick, cache)
+                table.setdefault((what.name, side.name), []).append(row)
+                shown = "  ".join(f"{f} {number(row[f])}" for f in what.fields)
+                print(f"{what.name} {i + 1}/{repeats}  {side.name:15} {shown}", flush=True)
+
+
+def summary(rows: list[Row], field: str) -> Row:
+    """Median, least and largest of a field; a run that never got there counts as infinitely long."""
+    values = [math.inf if r[field] is None else r[field] for r in rows]
+    median = statistics.median(values)
+    return {"median": median, "min": min(values), "max": max(values)}
+
+
+def compare(target: Target, table: Table) -> Row:
+    """Ours over theirs, medians; whether the target is met (None where there is none)."""
+    ours = summary(table[target.measure, target.ours], target.field)["median"]
+    theirs = summary(table[target.measure, target.theirs], target.field)["median"]
+    ratio = ours / theirs if math.isfinite(ours) else math.inf
+    met = None
+    if target.least is not None or target.most is not None:
+        met = (target.least is None or ratio >= target.least) and (target.most is None or ratio <= target.most)
+    goal = "" if met is None else f">= {target.least}" if target.least is not None else f"<= {target.most}"
+    return {
+        "measure": target.measure, "field": target.field, "ours": target.ours, "theirs": target.theirs,
+        "our_median": ours, "their_median": theirs, "ratio": ratio, "target": goal, "met": met,
+    }  # fmt: skip
+
+
+def number(value: float | None) -> str:
+    """Three or more significant digits."""
+    if value is None or not math.isfinite(value):
+        return "never"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def finite(value: Any) -> Any:
+    """The same with None for numbers that JSON has no word for."""
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def show(name: str, table: Table, ratios: list[Row]) -> None:
+    """Print medians (least to largest) of all sides, then the ratios."""
+    print(f"\n{name}: median (least to largest)")
+    for what in BENCHMARKS[name]:
+        for side in what.sides:
+            cells = []
+            for field in what.fields:
+                s = summary(table[what.name, side.name], field)
+                cells.append(f"{field} {number(s['median'])} ({number(s['min'])} to {number(s['max'])})")
+            print(f"  {what.name:6} {side.name:15} {'  '.join(cells)}")
+    print("ours / theirs")
+    for r in ratios:
+        verdict = "" if r["met"] is None else f"target {r['target']}: {'met' if r['met'] else 'NOT met'}"
+        pair = f"{r['ours']} / {r['theirs']}"
+        print(f"  {r['measure']:6} {r['field']:18} {pair:25} {number(r['ratio']):>7}  {verdict}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    flags = argparse.ArgumentParser(description="Partita against its peers.")
+    flags.add_argument("name", choices=list(BENCHMARKS))
+    flags.add_argument("--repeats", type=int, default=5)
+    flags.add_argument("--quick", action="store_true", help="a single short pass that only tries the harness")
+    flags.add_argument("--only", default=None, help="one measure: speed, solve, short or long")
+    flags.add_argument("--out", type=Path, default=None)
+    args = flags.parse_args(argv)
+    repeats = 1 if args.quick else args.repeats
+    measures = [m for m in BENCHMARKS[args.name] if args.only in (None, m.name)]
+    if not measures or repeats < 1:
+        flags.error(f"--only: {args.name} has {', '.join(m.name for m in BENCHMARKS[args.name])}; --repeats from 1")
+    for name in sorted({s.environment for m in measures for s in m.sides if s.environment}):
+        environments.make(name)
+    if args.name == "grpo":
+        subprocess.run([sys.executable, "-m", "benchmarks.tiny_model", str(MODEL)], cwd=ROOT, check=True)
+
+    table: Table = {}
+    machine: list[Row] = []
+    for what in measures:
+        measure(what, repeats, args.quick, table, machine)
+    ratios = [compare(t, table) for t in TARGETS[args.name] if any(t.measure == m.name for m in measures)]
+    if args.only is None:
+        show(args.name, table, ratios)
+    else:
+        for r in ratios:
+            print(f"{r['measure']} {r['field']} {r['ours']} / {r['theirs']}: {number(r['ratio'])}")
+    rates = [m.pop("matmul_gflops") for m in machine]
+    loads = [m.pop("load") for m in machine]
+    result = {
+        "benchmark": args.name,
+        "date": datetime.date.today().isoformat(),
+        "commit": commit(),
+        "repeats": repeats,
+        "quick": args.quick,
+        "machine": {**machine[0], "matmul_gflops": statistics.median(rates), "load": max(loads)},
+        "ratios": ratios,
+        "sides": [
+            {
+                "measure": what.name,
+                "side": side.name,
+                "settings": table[what.name, side.name][0].get("settings", ""),
+                "versions": table[what.name, side.name][0]["versions"],
+                **{f: summary(table[what.name, side.name], f) for f in what.fields},
+                "runs": [{f: r[f] for f in ("seed", *what.fields)} for r in table[what.name, side.name]],
+            }
+            for what in measures
+            for side in what.sides
+        ],
+    }
+    out = args.out or RESULTS / f"{args.name}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_suffix(".partial")
+    partial.write_text(json.dumps(finite(result), indent=1) + "\n")
+    partial.replace(out)
+    print(f"matmul {statistics.median(rates):.0f} GFLOP/s; wrote {out}")
+    return 0
+
+
+def commit() -> str:
+    """The commit that was measured, with a plus if the tree had changes; empty outside a repository."""
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "src"], cwd=ROOT, capture_output=True)
+    return done.stdout.strip() + ("+" if changed.returncode == 1 else "")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
