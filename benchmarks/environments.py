@@ -44,7 +44,7 @@ def make(name: str) -> None:
         return
     print(f"{name}: installing {' '.join(REQUIREMENTS[name])}", flush=True)
     venv.create(folder, with_pip=True, clear=True)
-    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet"]
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--quiet"]
     subprocess.run([*pip, *REQUIREMENTS[name]], check=True)
     ready.write_text(wanted)
     print(f"{name}: ready", flush=True)

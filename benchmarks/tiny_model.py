@@ -50,7 +50,7 @@ def build(folder: Path, seed: int = 0) -> None:
     tokenizer = Qwen2Tokenizer(
         vocab={word: i for i, word in enumerate(words)},
         merges=[],
-        unk_token=None,
+        unk_token=SPECIAL[0],
         pad_token=SPECIAL[0],
         eos_token=SPECIAL[1],
     )

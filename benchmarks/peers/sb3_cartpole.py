@@ -30,7 +30,8 @@ class UntilSolved(BaseCallback):
 
     def __init__(self, target: float) -> None:
         super().__init__()
-        self.target, self.solved, self.recent = target, None, 0.0
+        self.target, self.recent = target, 0.0
+        self.solved: float | None = None
 
     def _on_step(self) -> bool:
         episodes = self.model.ep_info_buffer

@@ -47,7 +47,7 @@ def test_one_token_bandit(name, learn):
     assert learn(name, task, steps=8 if name == "ppo" else 16)[1] > 0.9 * task.optimal_value
 
 
-@pytest.mark.parametrize(("name", "steps"), [("ppo", 12), ("a2c", 40), ("grpo", 45), ("reinforce", 40)])
+@pytest.mark.parametrize(("name", "steps"), [("ppo", 20), ("a2c", 40), ("grpo", 45), ("reinforce", 40)])
 def test_credit_for_two_tokens(name, steps, learn):
     task = ProbeCredit()
     assert learn(name, task, steps=steps)[1] > 0.9 * task.optimal_value

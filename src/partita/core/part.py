@@ -48,7 +48,11 @@ class Part:
 
     def fresh(self) -> Self:
         """A copy with the state of a part that has not seen anything."""
-        return replace(self) if is_dataclass(self) else self  # type: ignore[type-var]
+        return replace(self) if is_dataclass(self) else self
+
+    def settle(self, task: Any) -> Self:
+        """A copy in which hyper-parameters left at None have the value that goes with the task's domain."""
+        return self
 
     def refuses(self, recipe: Any, task: Any) -> str | None:
         """Why the part cannot work in this recipe on this task, or None."""

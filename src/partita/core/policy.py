@@ -47,8 +47,8 @@ class Policy:
 
     @contextmanager
     def using(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
-        """Within the block the trainable parameters hold `weights` instead (no gradients flow to either)."""
-        mine = self.trainable()
+        """Within the block parameters and buffers named in `weights` hold those instead (no gradients flow)."""
+        mine: dict[str, Tensor] = {**dict(self.module.named_buffers()), **self.trainable()}
         kept = {n: mine[n].data for n in weights}
         try:
             for name, value in weights.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Self
 
@@ -61,16 +62,20 @@ class Recipe:
         """What the parts ask the loop to fill."""
         return {name for part in self.parts() for name in part.needs}
 
-    def fresh(self) -> Self:
-        """A copy whose stateful parts start from nothing."""
+    def each(self, change: Callable[[Any], Part]) -> Self:
+        """A copy in which every part is replaced by what `change` makes of it."""
         return replace(
             self,
             **{
-                slot: (tuple(p.fresh() for p in value) if slot in self.many else value.fresh())
+                slot: (tuple(map(change, value)) if slot in self.many else change(value))
                 for slot in self.slots
                 if (value := getattr(self, slot)) is not None
             },
         )
+
+    def fresh(self) -> Self:
+        """A copy whose stateful parts start from nothing."""
+        return self.each(lambda part: part.fresh())
 
     def numbers(self) -> dict[str, Any]:
         """The fields that are not slots."""

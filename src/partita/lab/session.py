@@ -19,14 +19,14 @@ def train(argv: list[str]) -> None:
     words = list(argv)
     resume = _take(words, "--resume")
     if resume is not None:
-        quiet = "--quiet" in words
+        quiet, track = "--quiet" in words, _take(words, "--track")
         left = [w for w in words if w != "--quiet"]
         if left:
             raise UserError(f"--resume {resume}: continues the run as it was; remove {left[0]}, or start a new run")
         folder = Path(resume)
         if not (folder / "config.json").is_file():
             raise UserError(f"--resume {resume}: not a run (it has no config.json)")
-        finish(launch(Config.read(folder / "config.json"), folder, True, watchers(quiet, ())))
+        finish(launch(Config.read(folder / "config.json"), folder, True, watchers(quiet, (track,) if track else ())))
         return
     config, options = parse(words)
     if options["smoke"]:

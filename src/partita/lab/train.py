@@ -93,7 +93,12 @@ def launch(config: Config, folder: Path, resume: bool = False, watchers: tuple[A
 
         before = measure(0)
         if settings.eval_every:
-            run.watch.append(lambda step, row, batch: measure(step) if step % settings.eval_every == 0 else None)
+
+            def follow(step: int, row: dict[str, float], batch: Any) -> None:
+                if step % settings.eval_every == 0:
+                    measure(step)
+
+            run.watch.append(follow)
         total = config.recipe.numbers()["steps"]
         for watcher in watchers:
             watcher.start(run, config, total, before)
@@ -113,12 +118,13 @@ def launch(config: Config, folder: Path, resume: bool = False, watchers: tuple[A
 
 
 def load_policy(folder: Path) -> tuple[Config, Policy]:
-    """The configuration of a run and its policy as of the last checkpoint."""
+    """The configuration of a run and its policy as of the last checkpoint, on the device there is here."""
     from partita.lab import checkpoint
 
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: not a run (it has no config.json)")
     config = Config.read(folder / "config.json")
+    config = replace(config, settings=replace(config.settings, device="auto"))
     policy = build_policy(config)
     found = sorted(p for p in (folder / "checkpoints").glob("step_*") if p.is_dir())
     if not found:

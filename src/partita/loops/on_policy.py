@@ -107,10 +107,13 @@ class OnPolicy(Recipe):
             count = sum(p.numel() for p in policy.trainable().values())
             rate = 1e-3 if task.domain == "control" or count < 5e6 else 1e-5 if count < 1e8 else 1e-6
         defaults = {"rollout": rollout, "steps": 100, "batch_size": size, "lr": rate}
-        return self.but(**{k: v for k, v in defaults.items() if getattr(self, k) is None})
+        filled = self.but(**{k: v for k, v in defaults.items() if getattr(self, k) is None})
+        return filled.each(lambda part: part.settle(task))
 
     def check(self, task: Task, policy: Policy) -> None:
         """Refuse combinations that cannot work, saying why."""
+        if policy.domain != task.domain:
+            raise UserError(f"policy: it acts in {policy.domain}, and task {task.part_name()} is {task.domain}")
         for part in self.parts():
             if task.domain not in part.domains:
                 raise UserError(

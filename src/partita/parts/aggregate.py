@@ -33,7 +33,9 @@ def _float(mask: Tensor) -> Tensor:
 class TokenMean(Aggregate):
     """Every step counts the same (DAPO, arXiv:2503.14476, eq. 8; PPO in control).
 
-    weight_it = 1 / sum_j |y_j|
+        weight_it = 1 / sum_j |y_j|
+
+    |y_j|: steps on which the policy acted in trajectory j.
     """
 
     def __call__(self, batch: Batch) -> Tensor:
@@ -44,7 +46,9 @@ class TokenMean(Aggregate):
 class SequenceMean(Aggregate):
     """Every trajectory counts the same, its steps share alike (GRPO, arXiv:2402.03300, eq. 3).
 
-    weight_it = 1 / (B |y_i|)
+        weight_it = 1 / (B |y_i|)
+
+    |y_i|: steps on which the policy acted in trajectory i.
     """
 
     unit = "trajectory"
@@ -57,7 +61,9 @@ class SequenceMean(Aggregate):
 class SequenceSum(Aggregate):
     """Steps are summed within a trajectory and trajectories averaged: the policy gradient of the return.
 
-    weight_it = 1 / B
+        weight_it = 1 / B
+
+    B: trajectories of the minibatch.
     """
 
     unit = "trajectory"

@@ -62,19 +62,23 @@ class GAE(Credit):
         A_t = sum_l (discount * gae_lambda)^l * delta_{t+l},   delta_t = r_t + discount * V_{t+1} - V_t
 
     observations: tokens that the world wrote are skipped, so that the recursion joins the decisions on either
-    side (`skip`, as in verl), or are steps of value zero (`zero`, as in OpenRLHF).
+    side (`skip`, as in verl), or are steps of value zero (`zero`, as in OpenRLHF). discount None: 0.99 in control, 1
+    in language (and where no task has settled it).
     """
 
     needs = ("value",)
-    discount: float = 0.99
+    discount: float | None = None
     gae_lambda: float = 0.95
     observations: Literal["skip", "zero"] = "skip"
 
     def __post_init__(self) -> None:
-        check_unit("credit.discount", self.discount)
+        check_unit("credit.discount", discount_of(self))
         check_unit("credit.gae_lambda", self.gae_lambda)
         if self.observations not in ("skip", "zero"):
             raise UserError(f"credit.observations: expected skip or zero, got {self.observations!r}")
+
+    def settle(self, task: Any) -> GAE:
+        return settle_discount(self, task)
 
     def __call__(self, batch: Batch) -> Tensor:
         reward, value = batch.need("reward"), batch.need("value")
@@ -82,7 +86,7 @@ class GAE(Credit):
         mask = batch.mask
         if self.observations == "zero":
             mask, value = torch.ones_like(mask), value * mask
-        out = returns.gae(reward, value, cuts(batch), bootstrap, self.discount, self.gae_lambda, mask)
+        out = returns.gae(reward, value, cuts(batch), bootstrap, discount_of(self), self.gae_lambda, mask)
         return out * batch.mask
 
 
@@ -90,14 +94,19 @@ class GAE(Credit):
 class MonteCarlo(Credit):
     """Reward-to-go, minus the critic's value where there is one.
 
-    A_t = sum_{k >= t} discount^{k-t} * r_k  (- V_t)
+        A_t = sum_{k >= t} discount^{k-t} * r_k  (- V_t)
+
+    critic: subtract V_t. discount None: 0.99 in control, 1 in language (and where no task has settled it).
     """
 
-    discount: float = 0.99
+    discount: float | None = None
     critic: bool = False
 
     def __post_init__(self) -> None:
-        check_unit("credit.discount", self.discount)
+        check_unit("credit.discount", discount_of(self))
+
+    def settle(self, task: Any) -> MonteCarlo:
+        return settle_discount(self, task)
 
     @property
     def needs(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -106,7 +115,7 @@ class MonteCarlo(Credit):
     def __call__(self, batch: Batch) -> Tensor:
         reward = batch.need("reward")
         bootstrap = batch.bootstrap if batch.bootstrap is not None else torch.zeros_like(reward)
-        out = returns.discounted_return(reward, cuts(batch), bootstrap, self.discount, batch.mask)
+        out = returns.discounted_return(reward, cuts(batch), bootstrap, discount_of(self), batch.mask)
         return out - batch.need("value") * batch.mask if self.critic else out
 
 
@@ -141,7 +150,9 @@ class GroupRelative(GroupCredit):
 class LeaveOneOut(GroupCredit):
     """REINFORCE leave-one-out (Ahmadian et al., 2024, arXiv:2402.14740, section 3.3; Kool et al., 2019).
 
-    A_i = R_i - mean_{j != i} R_j
+        A_i = R_i - mean_{j != i} R_j
+
+    given to every step of trajectory i.
     """
 
     def __call__(self, batch: Batch) -> Tensor:
@@ -153,13 +164,25 @@ class LeaveOneOut(GroupCredit):
 class GreedyBaseline(Credit):
     """Return minus the return of the greedy trajectory of the same problem (ReMax, Li et al., 2024, arXiv:2310.10505).
 
-    A_i = R_i - R(greedy)
+        A_i = R_i - R(greedy)
+
+    given to every step of trajectory i.
     """
 
     needs = ("greedy",)
 
     def __call__(self, batch: Batch) -> Tensor:
         return spread(trajectory_return(batch) - batch.need("baseline"), batch)
+
+
+def discount_of(part: Any) -> float:
+    """The discount of a part, 1 where nothing has settled it."""
+    return 1.0 if part.discount is None else part.discount
+
+
+def settle_discount(part: Any, task: Any) -> Any:
+    """The part with the discount that goes with the task's domain, unless it has one."""
+    return part if part.discount is not None else part.but(discount=0.99 if task.domain == "control" else 1.0)
 
 
 def check_unit(name: str, value: float) -> None:

@@ -34,7 +34,9 @@ class Objective(Part):
 class Reinforce(Objective):
     """The score-function estimator (Williams, 1992).
 
-    loss_t = -A_t * log pi(a_t | s_t)
+        loss_t = -A_t * log pi(a_t | s_t)
+
+    Its mean gradient is minus that of the expected return where the batch was sampled by the policy itself.
     """
 
     def __call__(self, out: Outputs, batch: Batch) -> Tensor:

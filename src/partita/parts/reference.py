@@ -15,7 +15,7 @@ from partita.core.policy import Policy
 
 
 class Reference(Part):
-    """A second set of the policy's trainable weights. Kept only when some part needs `ref_logp`."""
+    """A second set of the policy's trainable weights and buffers. Kept only when some part needs `ref_logp`."""
 
     slot: ClassVar[str] = "reference"
 
@@ -27,7 +27,7 @@ class Reference(Part):
     def start(self, policy: Policy) -> None:
         """Take the policy as it is now for the reference."""
         self.weights.clear()
-        self.weights.update({n: p.detach().clone() for n, p in policy.trainable().items()})
+        self.weights.update({n: p.detach().clone() for n, p in policy.state_dict().items()})
 
     def logp(self, policy: Policy, batch: Batch) -> Tensor:
         """log ref(a_t | s_t) of the batch, (B, T)."""
@@ -60,7 +60,9 @@ class Frozen(Reference):
 class Ema(Frozen):
     """An exponential moving average of the policy's weights.
 
-    ref <- decay * ref + (1 - decay) * policy      after every update
+        ref <- decay * ref + (1 - decay) * policy
+
+    after every step of the loop.
     """
 
     decay: float = 0.99
@@ -70,7 +72,7 @@ class Ema(Frozen):
             raise UserError(f"reference.decay: expected a number between 0 and 1, got {self.decay}")
 
     def update(self, policy: Policy, step: int) -> None:
-        mine = policy.trainable()
+        mine = policy.state_dict()
         for name, weight in self.weights.items():
             weight.lerp_(mine[name].detach(), 1 - self.decay)
 

@@ -48,7 +48,9 @@ class KL(Regulariser):
 class Entropy(Regulariser):
     """An entropy bonus (Williams and Peng, 1991).
 
-    loss_t = -weight * H(pi(.|s_t))
+        loss_t = -weight * H(pi(.|s_t))
+
+    H in nats.
     """
 
     needs = ("logp_entropy",)

@@ -81,6 +81,11 @@ class ScaledByReturn(Reward):
         if not self.clip > 0:
             raise UserError(f"reward.clip: expected a number above 0, got {self.clip}")
 
+    def refuses(self, recipe: Any, task: Any) -> str | None:
+        if getattr(recipe.rollout, "steps", None) is None:
+            return "reward scaled_by_return follows environments from batch to batch; use --rollout segments"
+        return None
+
     def __call__(self, batch: Batch) -> Tensor:
         reward = batch.need("reward")
         done = batch.need("terminated") | batch.need("truncated")

@@ -17,9 +17,8 @@ from partita.core.part import Domain
 from partita.core.policy import Policy, PolicyPart
 from partita.core.spaces import Box, Space
 from partita.policies import distributions
+from partita.policies.activations import ACTIVATIONS
 from partita.policies.normaliser import Normaliser
-
-ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "silu": nn.SiLU}
 
 
 def _linear(inputs: int, outputs: int, gain: float, generator: torch.Generator) -> nn.Linear:

@@ -1,4 +1,5 @@
-"""DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language Models (Shao et al., 2024), arXiv:2402.03300.
+"""DeepSeekMath: Pushing the Limits of Mathematical Reasoning in Open Language Models (Shao et al.,
+2024), arXiv:2402.03300.
 
 Group relative policy optimisation: no critic; a trajectory's advantage is its return against the others of its
 group, and the clipped surrogate is averaged over the tokens of each trajectory and then over trajectories.

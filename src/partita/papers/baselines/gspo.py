@@ -3,7 +3,7 @@
 Changes GRPO in one slot: the ratio is that of the whole sequence, normalised by its length, and clipping acts on
 sequences.
 
-    s_i = (pi(y_i) / mu(y_i))^(1 / |y_i|),   loss = mean_i -min(s_i A_i, clip(s_i, 1 - eps_l, 1 + eps_h) A_i)   (eq. 5, 7)
+    s_i = (pi(y_i) / mu(y_i))^(1 / |y_i|),   loss = mean_i -min(s_i A_i, clip(s_i, 1 - eps_l, 1 + eps_h) A_i)   (5, 7)
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ PAPER = Paper(
 )  # fmt: skip
 
 PPO = OnPolicy(
-    credit=GAE(discount=0.99, gae_lambda=0.95),
+    credit=GAE(gae_lambda=0.95),
     objective=ClippedSurrogate(clip_low=0.2, clip_high=0.2),
     regularisers=(ValueLoss(weight=0.5), Entropy(weight=0.0)),
     epochs=4,

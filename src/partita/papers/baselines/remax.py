@@ -1,5 +1,5 @@
-"""ReMax: A Simple, Effective, and Efficient Reinforcement Learning Method for Aligning Large Language Models (Li et al.,
-2024), arXiv:2310.10505.
+"""ReMax: A Simple, Effective, and Efficient Reinforcement Learning Method for Aligning Large Language Models
+(Li et al., 2024), arXiv:2310.10505.
 
 REINFORCE whose baseline is the return of the greedy response to the same prompt:
 

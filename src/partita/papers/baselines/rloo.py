@@ -21,8 +21,6 @@ PAPER = Paper(
     arxiv="2402.14740", kind="baseline", authors="Ahmadian et al.", year=2024, changes=("credit",),
 )  # fmt: skip
 
-RLOO = OnPolicy(
-    rollout=Sample(), credit=LeaveOneOut(), objective=Reinforce(), aggregate=SequenceSum(), group_size=8
-)
+RLOO = OnPolicy(rollout=Sample(), credit=LeaveOneOut(), objective=Reinforce(), aggregate=SequenceSum(), group_size=8)
 
 RECIPES = {"rloo": RLOO}

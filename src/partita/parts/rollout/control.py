@@ -124,8 +124,8 @@ def episodes(
                 action = distributions.draw(space, head, log_std, distributions.noise(space, (n,), generator, device))
             after = envs.step(action)
             ended, stopped = after.terminated & live, after.truncated & live
-            for name, value in zip(rows, (obs, action, head, after.reward, live, ended, stopped), strict=True):
-                rows[name].append(value)
+            for name, column in zip(rows, (obs, action, head, after.reward, live, ended, stopped), strict=True):
+                rows[name].append(column)
             over, cut = over | ended, cut | stopped
             live = ~(over | cut)
             if not bool(live.any()):

@@ -1,0 +1,38 @@
+"""Activations of control networks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class _Tanh(torch.autograd.Function):
+    """tanh through the logistic function, which torch computes several times faster on a CPU.
+
+        tanh(x) = 2 / (1 + exp(-2 x)) - 1,    d tanh(x) / dx = 1 - tanh(x)^2
+
+    The absolute error is of the order of the rounding unit (1e-7 in float32).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = x.mul(2).sigmoid_().mul_(2).sub_(1)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return torch.ops.aten.tanh_backward(grads[0], y)
+
+
+class Tanh(nn.Module):
+    """Hyperbolic tangent."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return _Tanh.apply(x)
+
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": Tanh, "relu": nn.ReLU, "silu": nn.SiLU}
