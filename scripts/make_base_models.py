@@ -70,9 +70,10 @@ def make(name: str, recipe: Mapping[str, Any], tokenizer: Any, cache: Path | Non
 
 
 def chosen(about: Mapping[str, Any], mixture: str) -> dict[str, Any]:
-    """The settings of a task with the mixture of that name (the first one where it has no such)."""
+    """The settings of a task with the mixture of that name and its weight then (of the first stage where it has none)."""
     mixtures = about["mixtures"]
-    return {"weight": about["weight"], "levels": about["levels"], "mixture": mixtures.get(mixture, mixtures["first"])}
+    weight = about.get("weights", {}).get(mixture, about["weight"])
+    return {"weight": weight, "levels": about["levels"], "mixture": mixtures.get(mixture, mixtures["first"])}
 
 
 def _hash(value: Any) -> str:

@@ -47,10 +47,11 @@ def test_one_token_bandit(name, learn):
     assert learn(name, task, steps=8 if name == "ppo" else 16)[1] > 0.9 * task.optimal_value
 
 
-@pytest.mark.parametrize(("name", "steps"), [("ppo", 20), ("a2c", 40), ("grpo", 45), ("reinforce", 40)])
+@pytest.mark.parametrize(("name", "steps"), [("ppo", 30), ("a2c", 40), ("grpo", 45), ("reinforce", 40)])
 def test_credit_for_two_tokens(name, steps, learn):
     task = ProbeCredit()
-    assert learn(name, task, steps=steps)[1] > 0.9 * task.optimal_value
+    changes = {"lr": 3e-3} if name == "ppo" else {}  # whitening turns the noise of a solved batch into large steps
+    assert learn(name, task, steps=steps, **changes)[1] > 0.9 * task.optimal_value
 
 
 @pytest.mark.parametrize(("name", "steps"), [("a2c", 40), ("rloo", 30)])

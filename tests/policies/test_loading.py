@@ -227,3 +227,15 @@ def test_a_name_that_the_hub_does_not_give(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"model: 'nobody/nothing' .*could not be fetched from the hub"):
         Language(model="nobody/nothing").build(None, False, torch.Generator())
+
+
+def test_a_hub_out_of_reach_is_said_at_once(monkeypatch):
+    import socket
+
+    def nobody(*_):
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr("urllib.request.getproxies", dict)
+    monkeypatch.setattr(socket, "getaddrinfo", nobody)
+    with pytest.raises(UserError, match="model: 'nobody/nothing' is not a folder, and the hub cannot be reached"):
+        Language(model="nobody/nothing").build(None, False, torch.Generator())

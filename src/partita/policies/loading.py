@@ -36,7 +36,28 @@ def locate(model: str) -> str:
         raise UserError(f"model: {model} is a file; give the folder that holds config.json and the weights")
     if model.count("/") > 1 or model.startswith(("/", ".", "~")) or model.endswith("/"):
         raise UserError(f"model: no folder {model!r}; give a model folder, a hub name, or a shipped model ({_names()})")
+    check_hub(model)
     return model
+
+
+def check_hub(model: str) -> None:
+    """Raise UserError at once, rather than after many retries, when a hub name is not cached and no hub is in reach."""
+    import socket
+    from urllib.parse import urlparse
+    from urllib.request import getproxies
+
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    try:
+        if constants.HF_HUB_OFFLINE or getproxies() or isinstance(try_to_load_from_cache(model, "config.json"), str):
+            return
+        socket.getaddrinfo(urlparse(constants.ENDPOINT).hostname, 443)
+    except ValueError as error:
+        raise UserError(f"model: {model!r} is neither a folder nor a hub name; shipped models: {_names()}") from error
+    except OSError as error:
+        raise UserError(
+            f"model: {model!r} is not a folder, and the hub cannot be reached to fetch it; shipped models: {_names()}"
+        ) from error
 
 
 def _names() -> str:
@@ -109,12 +130,16 @@ def quiet() -> Iterator[None]:
     from transformers.utils import logging as theirs
 
     level, bars = theirs.get_verbosity(), theirs.is_progress_bar_enabled()
+    hub = logging.getLogger("huggingface_hub")
+    loudness = hub.level
+    hub.setLevel(logging.ERROR)
     theirs.set_verbosity_error()
     theirs.disable_progress_bar()
     try:
         yield
     finally:
         theirs.set_verbosity(level)
+        hub.setLevel(loudness)
         if bars:
             theirs.enable_progress_bar()
 

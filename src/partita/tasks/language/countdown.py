@@ -13,6 +13,7 @@ from partita.tasks.language.procedural import Procedural, _Draw
 OPERATORS = {"additive": "+-", "multiplicative": "*+-", "divisive": "/*+-"}  # the first defines the category
 STEP = re.compile(r"([0-9]{1,6})([-+*/])([0-9]{1,6})=([0-9]{1,6})")
 LARGEST = 999
+LARGE = (11, 25)  # the numbers of the hard slice, from and to
 
 Step = tuple[int, str, int]  # index of a value, operator, index of a value; values are the numbers, then results
 
@@ -28,7 +29,7 @@ class Countdown(Procedural):
 
     Any valid line scores 1, whichever solution it is; not every number must be used. Categories name the
     operators of the known solution: additive (+ -), multiplicative (at least one *), divisive (at least
-    one /). The hard slice has five numbers, and combines two pairs before it combines their results.
+    one /). The hard slice has five numbers from 11 to 25, and combines two pairs before it combines their results.
     `Outcome.parts`: "reached" (the score), "steps" (share of the steps that are valid, up to the first
     that is not), "format" (all steps can be parsed).
     """
@@ -45,7 +46,8 @@ class Countdown(Procedural):
 
     def _attempt(self, level: int, category: str, draw: _Draw) -> Problem | None:
         operators = OPERATORS[category]
-        numbers = [draw.between(1, 9) for _ in range(level + 1)]
+        low, high = LARGE if level == self.hard else (1, 9)
+        numbers = [draw.between(low, high) for _ in range(level + 1)]
         defining = draw.below(level)
         signs = [draw.choice(operators) for _ in range(level)]
         if category != "additive":
