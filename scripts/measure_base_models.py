@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from partita.core.registry import part_class
+from partita.core.task import Problem
 from partita.parts.rollout import Sample
 from partita.parts.rollout.language import respond
 from partita.policies.language import Language
@@ -23,6 +24,7 @@ from partita.policies.loading import SHIPPED
 ROOT = Path(__file__).resolve().parents[1]
 TASKS = ("arithmetic", "strings", "countdown", "programs", "keydoor", "lookup", "calculator")
 PASSES = (1, 8, 64)
+ROWS = 1024  # responses that are written at once
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,23 @@ def measure(policy: Any, task: Any, problems: int, greedy_problems: int, samples
     """The cell of one task at one level; the same problems for every model."""
     asked = task.problems(max(problems, greedy_problems), torch.Generator().manual_seed(seed))
     generator = torch.Generator().manual_seed(seed + 1)
-    best = respond(Sample(), policy, task, asked[:greedy_problems], 1, generator, frozenset(), greedy=True)
-    batch = respond(Sample(), policy, task, asked[:problems], samples, generator, frozenset())
-    right = (batch.need("outcome") >= 1).view(-1, samples).sum(1).tolist()
+    best = _right(policy, task, asked[:greedy_problems], 1, generator, greedy=True)
+    right = _right(policy, task, asked[:problems], samples, generator)
     passes = tuple(sum(pass_at(k, samples, c) for c in right) / len(right) for k in PASSES if k <= samples)
-    return Cell(float((best.need("outcome") >= 1).float().mean()), passes)
+    return Cell(sum(best) / len(best), passes)
+
+
+def _right(
+    policy: Any, task: Any, problems: list[Problem], samples: int, generator: torch.Generator, greedy: bool = False
+) -> list[int]:
+    """Per problem, how many of `samples` responses are right."""
+    out: list[int] = []
+    size = max(ROWS // samples, 1)
+    for i in range(0, len(problems), size):
+        some = problems[i : i + size]
+        batch = respond(Sample(), policy, task, some, samples, generator, frozenset(), greedy=greedy)
+        out += (batch.need("outcome") >= 1).view(-1, samples).sum(1).tolist()
+    return out
 
 
 def table(policy: Any, names: list[str], problems: int, greedy: int, samples: int, seed: int) -> dict[str, Any]:
@@ -102,7 +116,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="*", default=["tiny-0.3m", "tiny-1.5m"], help="names or folders")
     parser.add_argument("--tasks", nargs="*", default=list(TASKS))
-    parser.add_argument("--problems", type=int, default=50)
+    parser.add_argument("--problems", type=int, default=32)
     parser.add_argument("--greedy", type=int, default=200)
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--seed", type=int, default=7)

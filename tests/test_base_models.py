@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from partita.parts.rollout import Sample
 from partita.parts.rollout.language import respond
 from partita.policies.language import Language, LanguagePolicy
 from partita.policies.loading import SHIPPED
-from partita.policies.tiny import character_tokenizer
+from partita.policies.tiny import character_tokenizer, tiny_config, tiny_model
 
 MODELS = {"tiny-0.3m": (250_000, 400_000), "tiny-1.5m": (1_300_000, 1_800_000)}
 SINGLE = ("arithmetic", "strings", "countdown", "programs")
@@ -95,3 +96,17 @@ def test_the_hard_slice_of_arithmetic_is_out_of_reach() -> None:
     policy, task = built("tiny-0.3m"), part_class("task", "arithmetic")(level=6)
     batch = respond(Sample(), policy, task, task.problems(16, seeded(9)), 64, seeded(9), frozenset())
     assert float((batch.need("outcome") >= 1).view(16, 64).any(1).float().mean()) <= 0.1
+
+
+@pytest.mark.parametrize("kv_heads", [2, 4])
+def test_the_forward_pass_written_out_for_training_is_that_of_the_library(kv_heads: int) -> None:
+    path = Path(__file__).parents[1] / "scripts" / "llama_bf16.py"
+    spec = importlib.util.spec_from_file_location("llama_bf16", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    lm = tiny_model(tiny_config("llama", hidden=32, layers=2, heads=4, kv_heads=kv_heads), 3)
+    tokens = torch.randint(4, 99, (3, 11), generator=seeded(1))
+    keep = torch.rand(3, 11, generator=seeded(2)) < 0.5
+    with torch.no_grad():
+        torch.testing.assert_close(module.logits(lm, tokens, keep), lm(tokens).logits[keep], rtol=1e-4, atol=1e-5)

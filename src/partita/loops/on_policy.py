@@ -112,8 +112,6 @@ class OnPolicy(Recipe):
 
     def check(self, task: Task, policy: Policy) -> None:
         """Refuse combinations that cannot work, saying why."""
-        if policy.domain != task.domain:
-            raise UserError(f"policy: it acts in {policy.domain}, and task {task.part_name()} is {task.domain}")
         for part in self.parts():
             if task.domain not in part.domains:
                 raise UserError(
@@ -122,6 +120,8 @@ class OnPolicy(Recipe):
                 )
             if (why := part.refuses(self, task)) is not None:
                 raise UserError(why)
+        if policy.domain != task.domain:
+            raise UserError(f"policy: it acts in {policy.domain}, and task {task.part_name()} is {task.domain}")
         trajectories = (self.batch_size or 1) * self.group_size
         if self.unit(policy) == "trajectory" and self.minibatches > trajectories:
             raise UserError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -78,8 +78,8 @@ class FixedLength(Aggregate):
 
         weight_it = 1 / (B L)
 
-    length: L in tokens; None takes the padded width of the batch, as verl does without `loss_scale_factor`; TRL
-    takes the longest allowed completion.
+    length: L in tokens. None: the longest response that the task allows (its horizon in control), as TRL does; where no
+    task has settled it, the padded width of the batch, as verl does without `loss_scale_factor`.
     """
 
     unit = "trajectory"
@@ -88,6 +88,10 @@ class FixedLength(Aggregate):
     def __post_init__(self) -> None:
         if self.length is not None and self.length < 1:
             raise UserError(f"aggregate.length: expected a positive number of tokens, or None, got {self.length}")
+
+    def settle(self, task: Any) -> FixedLength:
+        longest = task.horizon if task.domain == "control" else task.max_tokens * getattr(task, "max_turns", 1)
+        return self if self.length is not None else self.but(length=longest)
 
     def __call__(self, batch: Batch) -> Tensor:
         return _float(batch.mask) / (len(batch) * (self.length or batch.mask.shape[1]))
