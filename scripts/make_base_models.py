@@ -70,7 +70,7 @@ def make(name: str, recipe: Mapping[str, Any], tokenizer: Any, cache: Path | Non
 
 
 def chosen(about: Mapping[str, Any], mixture: str) -> dict[str, Any]:
-    """The settings of a task with the mixture of that name and its weight then (of the first stage where it has none)."""
+    """The settings of a task with the mixture of that name, and its weight then; the first where it has none."""
     mixtures = about["mixtures"]
     weight = about.get("weights", {}).get(mixture, about["weight"])
     return {"weight": weight, "levels": about["levels"], "mixture": mixtures.get(mixture, mixtures["first"])}

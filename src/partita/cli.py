@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -134,6 +135,8 @@ def main(argv: list[str] | None = None) -> None:
         else:
             COMMANDS[words[0]](words[1:])
     except UserError as error:
+        if os.environ.get("PARTITA_TRACEBACK"):
+            raise
         print(f"partita: {error}", file=sys.stderr)
         sys.exit(2)
     except BrokenPipeError:

@@ -68,4 +68,4 @@ class Learner:
     def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
         for name, parameter in zip(self.names, self.parameters, strict=True):
             if name in state:
-                self.adam.state[parameter] = {k: v.clone() for k, v in state[name].items()}
+                self.adam.state[parameter] = {k: v.to(parameter.device, copy=True) for k, v in state[name].items()}

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from partita.core.batch import Batch
@@ -31,8 +32,14 @@ class Reference(Part):
 
     def logp(self, policy: Policy, batch: Batch) -> Tensor:
         """log ref(a_t | s_t) of the batch, (B, T)."""
-        with policy.using(self.weights):
+        with policy.using(self.on(policy.device)):
             return policy.evaluate(batch).logp
+
+    def on(self, device: torch.device) -> dict[str, Tensor]:
+        """The weights, moved to a device first when a checkpoint brought them elsewhere."""
+        for name, weight in self.weights.items():
+            self.weights[name] = weight.to(device)
+        return self.weights
 
     def update(self, policy: Policy, step: int) -> None:
         """Move after the `step`-th update (counted from 1)."""
@@ -73,7 +80,7 @@ class Ema(Frozen):
 
     def update(self, policy: Policy, step: int) -> None:
         mine = policy.state_dict()
-        for name, weight in self.weights.items():
+        for name, weight in self.on(policy.device).items():
             weight.lerp_(mine[name].detach(), 1 - self.decay)
 
 

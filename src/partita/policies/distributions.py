@@ -21,8 +21,9 @@ def size(space: Space) -> int:
 
 def noise(space: Space, shape: tuple[int, ...], generator: torch.Generator, device: torch.device) -> Tensor:
     """The randomness that `draw` needs for a batch of `shape`: exponential clocks, or standard normals."""
-    out = torch.empty((*shape, size(space)), device=device)
-    return out.normal_(generator=generator) if isinstance(space, Box) else out.exponential_(generator=generator)
+    out = torch.empty((*shape, size(space)), device=generator.device)
+    out = out.normal_(generator=generator) if isinstance(space, Box) else out.exponential_(generator=generator)
+    return out.to(device)
 
 
 def draw(space: Space, head: Tensor, log_std: Tensor | None, noise: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from partita.core.batch import Batch
+from partita.core.errors import UserError
 from partita.policies import distributions
 from partita.policies.actor_critic import ActorCriticPolicy
 from partita.tasks.control.base import Control, Envs
@@ -47,6 +48,7 @@ def segment(
                 cut.append((t, rows, after.final_obs[rows]))
         obs[steps] = envs.obs
     action = torch.stack([a.clone() for a in actions])
+    _finite(envs, obs=obs, reward=reward)
     with torch.no_grad():
         logp, entropy = distributions.logp_entropy(space, head, log_std, action)
         value = bootstrap = None
@@ -131,6 +133,7 @@ def episodes(
             if not bool(live.any()):
                 break
         table = {name: torch.stack(values, 1) for name, values in rows.items()}
+        _finite(envs, obs=table["obs"].transpose(0, 1), reward=table["reward"].T)
         logp, entropy = distributions.logp_entropy(space, table["head"], log_std, table["action"])
         mask = table["live"]
         value = bootstrap = None
@@ -150,6 +153,17 @@ def episodes(
         group=torch.arange(n // group_size, device=device).repeat_interleave(group_size),
         inputs={"obs": table["obs"], "action": table["action"]},
     )  # fmt: skip
+
+
+def _finite(envs: Envs, **tables: Tensor) -> None:
+    """Raise UserError naming step and copy when an environment gave a number, (steps, N, ...), that is not finite."""
+    for name, table in tables.items():
+        if table.is_floating_point() and not bool(table.isfinite().all()):
+            step, copy = (~table.isfinite()).nonzero()[0, :2].tolist()
+            what = getattr(getattr(envs, "env", None), "part_name", lambda: type(envs).__name__)()
+            raise UserError(
+                f"task {what}: copy {copy}, step {step} of the rollout: {name} is not finite; repair the environment"
+            )
 
 
 def repeat(problems: Any, times: int) -> Any:

@@ -131,7 +131,14 @@ class NativeEnvs(Envs):
 
     def step(self, action: Tensor) -> Transition:
         env = self.env
-        state, reward, terminated = env.step(self.state, action, self.generator)
+        try:
+            state, reward, terminated = env.step(self.state, action, self.generator)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f"task {env.part_name()}: step raised {type(error).__name__}: {error}; repair the environment"
+            ) from error
         if not self.checked:
             _fits(env, "step: state", state, tuple(self.state.shape), self.state.dtype)
             _fits(env, "step: reward", reward, (self.n,), torch.float32)
@@ -169,7 +176,8 @@ class NativeEnvs(Envs):
         return {"state": self.state, "elapsed": self.elapsed, "over": self.over, "cut": self.cut}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.state, self.elapsed, self.over, self.cut = (state[k] for k in ("state", "elapsed", "over", "cut"))
+        for name in ("state", "elapsed", "over", "cut"):
+            setattr(self, name, state[name].to(self.obs.device))
         self.obs = self.env.observe(self.state)
 
 
