@@ -34,10 +34,10 @@ def test_numbers_and_fields_reach_their_places():
 
 def test_a_slot_takes_another_part_and_then_its_fields():
     found = config("grpo", "--credit", "gae", "--credit.gae-lambda", "0.5")
-    assert found.recipe.credit == GAE(gae_lambda=0.5)
+    assert found.recipe.credit == GAE(discount=1.0, gae_lambda=0.5), "None is settled by the domain"
     assert config("grpo", "--credit=leave_one_out").recipe.credit == LeaveOneOut()
     kept = config("ppo", "--credit", "gae").recipe.credit
-    assert kept == recipe("ppo").credit, "naming the part that is there keeps its settings"
+    assert kept == recipe("ppo").credit.but(discount=0.99), "naming the part that is there keeps its settings"
 
 
 def test_regularisers_are_chosen_together():
