@@ -26,7 +26,7 @@ def folder(saved, tmp_path):
 
 
 def _build(folder, value=False, seed=0, **settings):
-    return Language(model=str(folder), device="cpu", **settings).build(None, value, torch.Generator().manual_seed(seed))
+    return Language(model=str(folder), **settings).build(None, value, torch.Generator().manual_seed(seed))
 
 
 def _batch(policy):
@@ -209,11 +209,6 @@ def test_a_broken_folder_is_one_clear_line(folder, damage, message):
 def test_bad_settings_are_named(settings, message):
     with pytest.raises(UserError, match=message):
         Language(**settings).build(None, False, torch.Generator())
-
-
-def test_a_device_that_is_not_there(folder):
-    with pytest.raises(UserError, match="device: 'warp' cannot be used here"):
-        Language(model=str(folder), device="warp").build(None, False, torch.Generator())
 
 
 def test_a_file_is_not_a_folder(folder):

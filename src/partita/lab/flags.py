@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
 import io
 import re
 from collections.abc import Iterator, Sequence
@@ -253,4 +254,7 @@ def _help(config: Config) -> str:
     for slot in (*config.recipe.slots, "task", "policy"):
         known = parts.get(slot, {})
         lines.append(f"  --{slot} {{{','.join(known)}}}")
+    for cls in (type(config.recipe), Settings, Options):
+        about = inspect.cleandoc(cls.__doc__ or "").split("\n\n")[1:]
+        lines += ["", *("\n".join(about).splitlines())]
     return "\n".join(lines)

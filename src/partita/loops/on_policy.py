@@ -34,7 +34,7 @@ from partita.parts.select import All, Select
 class OnPolicy(Recipe):
     """A recipe of the on-policy loop: a part for each slot, and the numbers of the loop.
 
-    Numbers left at None are settled by the task's domain (`DEFAULTS`) and written to the run's configuration.
+    Numbers left at None are settled by the task's domain (`settle`) and written to the run's configuration.
 
     batch_size: problems (or environments) a step; group_size: trajectories of each.
     epochs, minibatches: passes over a batch, and updates in each pass. micro_batch: trajectories evaluated at

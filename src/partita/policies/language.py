@@ -37,8 +37,8 @@ class Language(PolicyPart):
     adapter of that rank. lora_alpha: its scale times the rank (0: twice the rank). lora_targets: module names
     that get adapters (empty: all linear layers but the last). dtype: of the weights. gradient_checkpointing:
     recompute layers in the backward pass. share_prefix: compute each prompt once for its group. chunk: rows of
-    logits held at once (0: chosen). remote_code: run code from the model's repository. device: "auto" takes an
-    accelerator when there is one. Raises UserError for settings out of range and models that cannot be used.
+    logits held at once (0: chosen). remote_code: run code from the model's repository.
+    Raises UserError for settings out of range and models that cannot be used.
     """
 
     domains: ClassVar[tuple[Domain, ...]] = ("language",)
@@ -53,7 +53,6 @@ class Language(PolicyPart):
     share_prefix: bool = True
     chunk: int = 0
     remote_code: bool = False
-    device: str = "auto"
 
     def __post_init__(self) -> None:
         if self.dtype not in ("float32", "bfloat16"):
@@ -70,7 +69,6 @@ class Language(PolicyPart):
         from partita.policies import lora
         from partita.policies.loading import adapter_base, check_folder, load_model, load_tokenizer, locate
 
-        device = _device(self.device)
         folder = locate(self.model)
         above = adapter_base(folder)
         weights, name = (locate(above), above) if above else (folder, self.model)
@@ -89,7 +87,7 @@ class Language(PolicyPart):
             adapter = lora.load(lm, folder)
         elif self.lora_rank:
             adapter = lora.add(lm, self.lora_rank, self.lora_alpha, self.lora_targets, name, generator)
-        policy = LanguagePolicy(lm.to(device), tokenizer, self, value, adapter, tuple(notes))
+        policy = LanguagePolicy(lm, tokenizer, self, value, adapter, tuple(notes))
         if value and (Path(folder) / VALUE_HEAD).is_file():
             policy.load_value(Path(folder))
         return policy
@@ -306,15 +304,6 @@ class LanguagePolicy(Policy):
         if self.value_head is None:
             raise ValueError("value: this policy has no value head")
         self.value_head.load_state_dict(load_file(folder / VALUE_HEAD))
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.zeros(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device: {name!r} cannot be used here; choose auto, cpu or cuda") from error
 
 
 def check_vocabulary(lm: Any, tokenizer: Any, model: str) -> None:
