@@ -131,3 +131,47 @@ def test_help_names_every_command(capsys):
     for command in ("train", "play", "report", "papers", "show", "diff", "parts"):
         assert f"partita {command}" in text
         assert said(capsys, command, "--help").startswith(f"partita {command}")
+
+
+BAD_DATA = {
+    "empty.jsonl": "",
+    "broken.jsonl": '{"prompt": "1+1="',
+    "column.jsonl": '{"question": "a", "answer": "b"}\n',
+    "long.jsonl": json.dumps({"prompt": "1+" * 400 + "1=", "answer": "2"}) + "\n",
+    "good.jsonl": '{"prompt": "1+1=", "answer": "2"}\n',
+    "verify.py": "def nan(**row): return float('nan')\ndef boom(**row): raise KeyError('x')\n",
+}
+
+
+@pytest.mark.parametrize(
+    ("words", "pattern"),
+    [
+        (["--task", "empty.jsonl"], "there are no rows in it"),
+        (["--task", "broken.jsonl"], "line 1 is not JSON"),
+        (["--task", "column.jsonl"], "no column `prompt`; known: answer, question"),
+        (["--task", "missing.jsonl"], "no such file"),
+        (["--task", "long.jsonl"], "803 tokens and max_tokens = 1 exceed the context of 512"),
+        (["--task", "good.jsonl", "--task.verifier", "exactt"], "did you mean exact"),
+        (["--task", "arithmetic", "--rollout.max-tokens", "600"], "max_tokens = 600 exceed the context of 512"),
+        (["--task", "function", "--task.path", "good.jsonl", "--task.function", "verify.py:nan"], "returned nan"),
+        (
+            ["--task", "function", "--task.path", "good.jsonl", "--task.function", "verify.py:boom"],
+            "raised KeyError: 'x'",
+        ),
+    ],
+)
+def test_bad_data_and_verifiers(words, pattern, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, text in BAD_DATA.items():
+        (tmp_path / name).write_text(text)
+    size = ["--batch-size", "2", "--group-size", "2", "--smoke"]
+    assert re.search(pattern, refused(capsys, "train", "grpo", *words, *size))
+    assert {p.name for p in tmp_path.iterdir()} <= {*BAD_DATA, "__pycache__"}
+
+
+@pytest.mark.parametrize("task", ["arithmetic", "keydoor", "good.jsonl"])
+def test_smoke_in_language(task, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "good.jsonl").write_text(BAD_DATA["good.jsonl"])
+    words = ["--task", task, "--batch-size", "2", "--group-size", "2", "--rollout.max-tokens", "12", "--smoke"]
+    assert "smoke test passed" in said(capsys, "train", "grpo", *words)

@@ -143,7 +143,9 @@ class LanguagePolicy(Policy):
 
         special: false for text in the middle of a sequence. Raises UserError for a prompt without any token.
         """
-        rows = [list(ids) for ids in self.tokenizer(list(texts), add_special_tokens=special)["input_ids"]]
+        rows = [
+            list(ids) for ids in self.tokenizer(list(texts), add_special_tokens=special, verbose=False)["input_ids"]
+        ]
         eos = self.tokenizer.eos_token_id
         if special:
             for i, (row, text) in enumerate(zip(rows, texts, strict=True)):
@@ -199,6 +201,13 @@ class LanguagePolicy(Policy):
             prompt_mask=mask[group],
             group=group,
         )
+
+    def room(self, prompts: Sequence[str], tokens: int) -> int:
+        """How many of `tokens` fit into the context after the longest of `prompts`; at least 1, which may not fit."""
+        if self.context is None:
+            return tokens
+        longest = int(self.encode(prompts)[1].sum(1).max())
+        return max(1, min(tokens, self.context - longest))
 
     def check_room(self, mask: Tensor, tokens: int) -> None:
         """Raise UserError unless prompts of mask (N, P) leave room for `tokens` more in the context."""

@@ -44,5 +44,5 @@ def test_reference_scores_cover_every_level(capsys):
     table = reference_scores(Lookup(), n=20)
     assert list(table) == [1, 2, 3, 4]
     assert all(row["expert"] == 1.0 and row["random"] < 0.5 for row in table.values())
-    assert [row["turns"] for row in table.values()] == [2.0, 3.0, 4.0, 8.0]
+    assert [row["turns"] for row in table.values()] == [2.0, 3.0, 4.0, 6.0]
     assert len(capsys.readouterr().out.splitlines()) == 5

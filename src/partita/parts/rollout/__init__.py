@@ -44,8 +44,8 @@ class Sample(Rollout):
         softmax(logits / temperature), restricted to top_k, top_p (nucleus) and min_p, renormalised
 
     and `logp` is exact for that distribution. The learner evaluates at the same temperature but without the
-    restriction, so that with top_k, top_p or min_p ratios start below one. max_tokens None takes the task's own.
-    In control, actions are drawn from the policy's distribution and the trajectories of a group share their
+    restriction, so that with top_k, top_p or min_p ratios start below one. max_tokens None takes the task's own,
+    or what the model's context leaves. In control, actions are drawn from the policy's distribution and the trajectories of a group share their
     initial state; other settings must stay at their defaults.
     """
 

@@ -27,11 +27,13 @@ def respond(
 ) -> Batch:
     """`group_size` responses to every problem, verified; the score is the reward of the last token.
 
-    A world (a task that opens episodes) is answered in several turns instead.
+    Where `max_tokens` is left to the task, the model's context may lower it. A world (a task that opens episodes) is
+    answered in several turns instead.
     """
+    longest = settings.max_tokens or policy.room([p.prompt for p in problems], task.max_tokens)
     sampling = Sampling(
         temperature=settings.temperature, top_k=settings.top_k, top_p=settings.top_p, min_p=settings.min_p,
-        max_tokens=settings.max_tokens or task.max_tokens, stop=tuple(task.stop), greedy=greedy,
+        max_tokens=longest, stop=tuple(task.stop), greedy=greedy,
     )  # fmt: skip
     if hasattr(task, "open"):
         from partita.parts.rollout.world import converse
