@@ -64,7 +64,7 @@ def _rejax(what: str, quick: tuple[str, ...] = ()) -> Side:
 def _grpo(size: str) -> Measure:
     ours = Side("partita", None, f"{OURS}.partita_grpo", (size, "--model", "MODEL"), SHORTLY)
     theirs = Side("trl", "trl", f"{THEIRS}.trl_grpo", (size, "--model", "MODEL"), SHORTLY)
-    lean = ("--micro", "32", "--checkpointing")
+    lean = ("--micro", "16")
     small = Side("trl-lean", "trl", f"{THEIRS}.trl_grpo", (size, "--model", "MODEL", *lean), SHORTLY)
     fields = ("tokens_per_second", "median_step_seconds", "cpu_seconds", "peak_mb", "increase_mb")
     return Measure(size, fields, (ours, theirs, small))

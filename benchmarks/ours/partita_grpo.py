@@ -70,7 +70,7 @@ def main() -> None:
     flags.add_argument("--seed", type=int, default=0)
     flags.add_argument("--warm", type=int, default=3)
     flags.add_argument("--steps", type=int, default=10)
-    flags.add_argument("--micro", type=int, default=64, help="completions in one backward pass")
+    flags.add_argument("--micro", type=int, default=16, help="completions in one backward pass")
     args = flags.parse_args()
     imported_mb = peak_mb()
 

@@ -31,12 +31,12 @@ SOLVE = {
         num_envs=8, num_steps=32, num_epochs=20, num_minibatches=1, learning_rate=1e-3, gae_lambda=0.8,
         gamma=0.98, ent_coef=0.0, max_grad_norm=0.5,
     ),
-    "wide": dict(
-        num_envs=16, num_steps=32, num_epochs=4, num_minibatches=4, learning_rate=1e-3, gae_lambda=0.9,
+    "tuned": dict(
+        num_envs=16, num_steps=32, num_epochs=4, num_minibatches=4, learning_rate=2e-3, gae_lambda=0.9,
         gamma=0.98, ent_coef=0.0, max_grad_norm=0.5,
     ),
 }  # fmt: skip
-BEST = "wide"
+BEST = "tuned"
 
 
 class Watched(PPO):

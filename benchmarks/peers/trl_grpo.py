@@ -42,7 +42,7 @@ def main() -> None:
     flags.add_argument("--seed", type=int, default=0)
     flags.add_argument("--warm", type=int, default=3)
     flags.add_argument("--steps", type=int, default=10)
-    flags.add_argument("--micro", type=int, default=256, help="completions in one backward pass")
+    flags.add_argument("--micro", type=int, default=64, help="completions in one backward pass")
     flags.add_argument("--bf16", action="store_true")
     flags.add_argument("--checkpointing", action="store_true", help="recompute activations in the backward pass")
     flags.add_argument("--cache", default=None, help="its cache_implementation")

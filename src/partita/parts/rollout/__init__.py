@@ -45,8 +45,8 @@ class Sample(Rollout):
 
     and `logp` is exact for that distribution. The learner evaluates at the same temperature but without the
     restriction, so that with top_k, top_p or min_p ratios start below one. max_tokens None takes the task's own,
-    or what the model's context leaves. In control, actions are drawn from the policy's distribution and the trajectories of a group share their
-    initial state; other settings must stay at their defaults.
+    or what the model's context leaves. In control, actions are drawn from the policy's distribution and the
+    trajectories of a group share their initial state; other settings must stay at their defaults.
     """
 
     temperature: float = 1.0

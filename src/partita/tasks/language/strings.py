@@ -1,4 +1,4 @@
-"""String transformation: apply one, two or three named operations to a word."""
+"""String transformation: apply one to four named operations to a word."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from partita.core.task import Outcome, Problem
 from partita.tasks.language.procedural import Procedural, _Draw
 
 ALPHABET = "abcdefghij"
-SHAPES = {1: (1, 3, 4), 2: (1, 5, 7), 3: (2, 3, 4), 4: (2, 5, 7), 5: (3, 5, 7)}  # operations, letters from, to
+SHAPES = {1: (1, 3, 4), 2: (1, 5, 7), 3: (2, 3, 4), 4: (2, 5, 7), 5: (4, 5, 7)}  # operations, letters from, to
 OPERATIONS: dict[str, Callable[[str], str]] = {  # the code of an operation in a prompt is its first letter
     "reverse": lambda word: word[::-1],
     "left": lambda word: word[1:] + word[:1],
@@ -31,7 +31,7 @@ class Strings(Procedural):
 
         rs:dbac=   cabd;#abcd
 
-    Levels 1 and 2 have one operation, 3 and 4 two, the hard slice three; each changes the word that it is
+    Levels 1 and 2 have one operation, 3 and 4 two, the hard slice four; each changes the word that it is
     applied to. A problem's category is its first operation. The score is 1 when the text after `#` is the
     answer. `Outcome.parts`: "answer", "steps" (the words shown on the way are right too), "letters" (share
     of positions of the answer that hold the right letter), "format" (there is one `#`).

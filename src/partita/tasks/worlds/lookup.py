@@ -17,7 +17,7 @@ from partita.tasks.worlds.generated import Dice, Generated
 
 ENTITIES = "abcdefghijklmnopqrst"
 RELATIONS = "xyz"
-HOPS = {1: 1, 2: 2, 3: 3, 4: 7}
+HOPS = {1: 1, 2: 2, 3: 3, 4: 5}
 GET = re.compile(f"get ([{ENTITIES}])\\.([{RELATIONS}])")
 ANSWER = re.compile(f"ans ([{ENTITIES}])")
 
@@ -38,7 +38,7 @@ class Lookup(Generated):
     An answer ends the episode: reward and score 1 if right, else 0. Each look-up costs `call_cost`. Other
     text is answered by `?`. Parts: "calls" (look-ups), "needed" (those that the question takes).
     The state is what is known: the question and the facts that were looked up, in whatever order.
-    Levels 1 to 3 have as many hops; the hard level 4 has seven. Guessing is right once in twenty.
+    Levels 1 to 3 have as many hops; the hard level 4 has five. Guessing is right once in twenty.
     """
 
     level: int = 0
