@@ -200,7 +200,8 @@ def gather(recipe: OnPolicy, policy: Policy, task: Task, rng: Generators) -> tup
 
 def minibatches(recipe: OnPolicy, policy: Policy, batch: Batch, rng: Generators) -> Iterator[tuple[Batch, bool]]:
     """Shuffled minibatches of every epoch, and whether each is the last of its epoch."""
-    rows = batch.steps() if recipe.unit(policy) == "step" else batch
+    rows = batch.but(reward=None, terminated=None, truncated=None, bootstrap=None)  # `credit` has had its use of them
+    rows = rows.steps() if recipe.unit(policy) == "step" else rows
     count = min(recipe.minibatches, len(rows))
     edges = [round(i * len(rows) / count) for i in range(count + 1)]
     for _ in range(recipe.epochs):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.functional import relu, silu
 
 
 class _Tanh(torch.autograd.Function):
@@ -28,11 +30,9 @@ class _Tanh(torch.autograd.Function):
         return torch.ops.aten.tanh_backward(grads[0], y)
 
 
-class Tanh(nn.Module):
+def tanh(x: Tensor) -> Tensor:
     """Hyperbolic tangent."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return _Tanh.apply(x)
+    return _Tanh.apply(x)
 
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": Tanh, "relu": nn.ReLU, "silu": nn.SiLU}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": tanh, "relu": relu, "silu": silu}
