@@ -33,7 +33,7 @@ def test_learning_rates_by_hand():
     made = learner(Weights(), schedule="linear", warmup=4, total=10)
     rates = [made.begin(step) for step in (1, 2, 4, 6, 10)]
     assert rates == pytest.approx([0.1 * 0.25, 0.1 * 0.9 * 0.5, 0.1 * 0.7, 0.1 * 0.5, 0.1 * 0.1])
-    assert made.adam.param_groups[0]["lr"] == rates[-1]
+    assert made.rate == rates[-1]
     constant = learner(Weights())
     assert [constant.begin(step) for step in (1, 10)] == [0.1, 0.1]
 
@@ -84,3 +84,18 @@ def test_going_on_from_the_state_is_going_on():
     run(made, policy, 2)
     run(again, other, 2)
     assert torch.equal(policy.module.a, other.module.a) and torch.equal(policy.module.b, other.module.b)
+
+
+def test_steps_are_those_of_adamw():
+    policy, other = Weights(), Weights()
+    made = learner(policy, weight_decay=0.1, lr=0.05, eps=1e-6, betas=(0.8, 0.95))
+    settings = dict(lr=0.05, weight_decay=0.1, eps=1e-6, betas=(0.8, 0.95), fused=True)
+    theirs = torch.optim.AdamW(other.trainable().values(), **settings)
+    for i in range(5):
+        for it in (policy, other):
+            give(it, [1.0 + i, -0.5 * i], [0.1])
+        made.begin(i + 1)
+        made.apply()
+        theirs.step()
+    assert torch.equal(policy.module.a, other.module.a)
+    assert torch.equal(policy.module.b, other.module.b)

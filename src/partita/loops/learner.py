@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
+from torch.optim.adamw import adamw
 
 from partita.core.policy import Policy
 
@@ -14,7 +16,11 @@ Schedule = Literal["constant", "linear"]
 
 
 class Learner:
-    """Adam with decoupled weight decay (fused), gradient-norm clipping and a learning-rate schedule."""
+    """Adam with decoupled weight decay (fused), gradient-norm clipping and a learning-rate schedule.
+
+    Calls torch's functional AdamW with lists of its own: `torch.optim.AdamW` imports the compiler when it is made,
+    about a second, and gathers its state anew at every step.
+    """
 
     def __init__(
         self,
@@ -28,44 +34,70 @@ class Learner:
         betas: tuple[float, float],
         eps: float,
     ) -> None:
-        self.names = list(policy.trainable())
-        self.parameters = list(policy.trainable().values())
+        self.parameters = policy.trainable()
         self.lr, self.schedule, self.warmup, self.total = lr, schedule, warmup, total
-        self.max_grad_norm = max_grad_norm
-        self.adam = torch.optim.AdamW(
-            self.parameters, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, fused=True
-        )
+        self.max_grad_norm, self.weight_decay, self.betas, self.eps = max_grad_norm, weight_decay, betas, eps
+        self.rate = lr
+        self.moments: dict[str, dict[str, Tensor]] = {}  # by parameter name, made at its first gradient
 
     def begin(self, step: int) -> float:
         """Set the learning rate of training step `step` (from 1) and return it."""
-        rate = self.lr
+        self.rate = self.lr
         if self.schedule == "linear":
-            rate *= 1 - (step - 1) / self.total
+            self.rate *= 1 - (step - 1) / self.total
         if self.warmup:
-            rate *= min(1.0, step / self.warmup)
-        for group in self.adam.param_groups:
-            group["lr"] = rate
-        return rate
+            self.rate *= min(1.0, step / self.warmup)
+        return self.rate
 
+    @torch.no_grad()
     def apply(self) -> Tensor:
         """Clip and step on the gradients that have been accumulated; returns their norm, scalar.
 
         Steps only when the norm is finite: the caller checks what it got.
         """
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        held = [(name, p) for name, p in self.parameters.items() if p.grad is not None]
+        gradients = [p.grad for _, p in held if p.grad is not None]
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         if bool(norm.isfinite()):
             if self.max_grad_norm is not None and float(norm) > self.max_grad_norm:
                 torch._foreach_mul_(gradients, self.max_grad_norm / (float(norm) + 1e-6))
-            self.adam.step()
-        self.adam.zero_grad(set_to_none=True)
+            self._step(held, gradients)
+        for _, parameter in held:
+            parameter.grad = None
         return norm
+
+    def _step(self, held: list[tuple[str, Parameter]], gradients: list[Tensor]) -> None:
+        for name, parameter in held:
+            if name not in self.moments:
+                self.moments[name] = {
+                    "step": torch.zeros((), device=parameter.device),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
+        moments = [self.moments[name] for name, _ in held]
+        adamw(
+            [p for _, p in held],
+            gradients,
+            [m["exp_avg"] for m in moments],
+            [m["exp_avg_sq"] for m in moments],
+            [],
+            [m["step"] for m in moments],
+            fused=True,
+            amsgrad=False,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            lr=self.rate,
+            weight_decay=self.weight_decay,
+            eps=self.eps,
+            maximize=False,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Moments and step counts by parameter name."""
-        return {n: self.adam.state[p] for n, p in zip(self.names, self.parameters, strict=True) if p in self.adam.state}
+        return dict(self.moments)
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        for name, parameter in zip(self.names, self.parameters, strict=True):
-            if name in state:
-                self.adam.state[parameter] = {k: v.to(parameter.device, copy=True) for k, v in state[name].items()}
+        self.moments = {
+            name: {k: v.to(self.parameters[name].device, copy=True) for k, v in moments.items()}
+            for name, moments in state.items()
+        }
