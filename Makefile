@@ -41,8 +41,8 @@ docs: $(READY)
 	$(BIN)/mkdocs build --strict
 
 bench: $(READY)
-	$(BIN)/python benchmarks/run.py cartpole
-	$(BIN)/python benchmarks/run.py grpo
+	for measure in speed solve; do $(BIN)/python benchmarks/run.py cartpole --only $$measure || exit 1; done
+	for measure in short long; do $(BIN)/python benchmarks/run.py grpo --only $$measure || exit 1; done
 
 clean:
 	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache

@@ -61,11 +61,11 @@ def _rejax(what: str, quick: tuple[str, ...] = ()) -> Side:
     return Side("rejax", "rejax", f"{THEIRS}.rejax_cartpole", (what,), quick)
 
 
-def _grpo(size: str) -> Measure:
-    ours = Side("partita", None, f"{OURS}.partita_grpo", (size, "--model", "MODEL"), SHORTLY)
-    theirs = Side("trl", "trl", f"{THEIRS}.trl_grpo", (size, "--model", "MODEL"), SHORTLY)
-    lean = ("--micro", "16")
-    small = Side("trl-lean", "trl", f"{THEIRS}.trl_grpo", (size, "--model", "MODEL", *lean), SHORTLY)
+def _grpo(size: str, *steps: str) -> Measure:
+    args = (size, "--model", "MODEL", *steps)
+    ours = Side("partita", None, f"{OURS}.partita_grpo", args, SHORTLY)
+    theirs = Side("trl", "trl", f"{THEIRS}.trl_grpo", args, SHORTLY)
+    small = Side("trl-lean", "trl", f"{THEIRS}.trl_grpo", (*args, "--micro", "16"), SHORTLY)
     fields = ("tokens_per_second", "median_step_seconds", "cpu_seconds", "peak_mb", "increase_mb")
     return Measure(size, fields, (ours, theirs, small))
 
@@ -95,7 +95,7 @@ BENCHMARKS: dict[str, tuple[Measure, ...]] = {
             ),
         ),
     ),
-    "grpo": (_grpo("short"), _grpo("long")),
+    "grpo": (_grpo("short"), _grpo("long", "--warm", "1", "--steps", "4")),
 }  # fmt: skip
 
 TARGETS: dict[str, tuple[Target, ...]] = {

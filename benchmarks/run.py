@@ -6,7 +6,7 @@
 
 Makes the peers' environments if they are missing. Prints a table of medians with ratios, and writes every single
 value with a description of the machine, versions and the matmul rate of the same run to
-`benchmarks/results/NAME.json`. Nothing else should run on the machine meanwhile.
+`benchmarks/results/NAME.json` (with --only, NAME-MEASURE.json). Nothing else should run on the machine meanwhile.
 """
 
 from __future__ import annotations
@@ -118,10 +118,10 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def show(name: str, table: Table, ratios: list[Row]) -> None:
+def show(name: str, measures: list[Measure], table: Table, ratios: list[Row]) -> None:
     """Print medians (least to largest) of all sides, then the ratios."""
     print(f"\n{name}: median (least to largest)")
-    for what in BENCHMARKS[name]:
+    for what in measures:
         for side in what.sides:
             cells = []
             for field in what.fields:
@@ -157,11 +157,7 @@ def main(argv: list[str] | None = None) -> int:
     for what in measures:
         measure(what, repeats, args.quick, table, machine)
     ratios = [compare(t, table) for t in TARGETS[args.name] if any(t.measure == m.name for m in measures)]
-    if args.only is None:
-        show(args.name, table, ratios)
-    else:
-        for r in ratios:
-            print(f"{r['measure']} {r['field']} {r['ours']} / {r['theirs']}: {number(r['ratio'])}")
+    show(args.name, measures, table, ratios)
     rates = [m.pop("matmul_gflops") for m in machine]
     loads = [m.pop("load") for m in machine]
     result = {
@@ -186,7 +182,7 @@ def main(argv: list[str] | None = None) -> int:
             for side in what.sides
         ],
     }
-    out = args.out or RESULTS / f"{args.name}.json"
+    out = args.out or RESULTS / (f"{args.name}.json" if args.only is None else f"{args.name}-{args.only}.json")
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_suffix(".partial")
     partial.write_text(json.dumps(finite(result), indent=1) + "\n")
