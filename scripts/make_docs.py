@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from partita.core import registry
@@ -59,7 +60,47 @@ def papers() -> None:
     (folder / "index.md").write_text("\n".join(listing) + "\n")
 
 
+def short(value: float | None) -> str:
+    """Three significant digits, or whole thousands."""
+    if value is None:
+        return "never"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def benchmarks() -> str:
+    """The committed results as tables: medians with the least and the largest, then the ratios."""
+    out = [
+        "# Benchmarks", "",
+        "Both sides in one run, each in its own environment, taking turns; medians of at least five runs with the",
+        "least and the largest. `make bench` repeats them; `benchmarks/README.md` says what each side runs. Written by",
+        "`scripts/make_docs.py` from `benchmarks/results`.", "",
+    ]  # fmt: skip
+    for path in sorted((DOCS.parent / "benchmarks" / "results").glob("*.json")):
+        found = json.loads(path.read_text())
+        machine = found["machine"]
+        out += [f"## {path.stem}", ""]
+        about = ", ".join(f"{k} {short(v) if isinstance(v, float) else v}" for k, v in machine.items())
+        out += [f"{found['date']}, commit {found['commit']}, {found['repeats']} runs a side. Machine: {about}.", ""]
+        for measure in dict.fromkeys(side["measure"] for side in found["sides"]):
+            sides = [s for s in found["sides"] if s["measure"] == measure]
+            fields = [k for k, v in sides[0].items() if isinstance(v, dict) and "median" in v]
+            out += ["| side | " + " | ".join(fields) + " |", "|---" * (len(fields) + 1) + "|"]
+            for side in sides:
+                spans = [side[f] for f in fields]
+                cells = [f"{short(s['median'])} ({short(s['min'])} to {short(s['max'])})" for s in spans]
+                out.append(f"| `{side['side']}` | " + " | ".join(cells) + " |")
+            out.append("")
+        out += ["| ours / theirs | of | ratio | target |", "|---|---|---|---|"]
+        for r in found["ratios"]:
+            target = "none" if r["met"] is None else f"{r['target']}: {'met' if r['met'] else 'not met'}"
+            out.append(f"| `{r['ours']}` / `{r['theirs']}` | {r['field']} | {short(r['ratio'])} | {target} |")
+        out += ["", "Settings:", ""]
+        out += [f"- `{s['side']}`: {s['settings']}" for s in found["sides"]] + [""]
+    return "\n".join(out)
+
+
 if __name__ == "__main__":
+    (DOCS / "benchmarks.md").write_text(benchmarks())
     (DOCS / "slots.md").write_text(slots())
     (DOCS / "tasks.md").write_text(tasks())
     papers()

@@ -193,7 +193,7 @@ def gather(recipe: OnPolicy, policy: Policy, task: Task, rng: Generators) -> tup
         metrics |= {"kept": len(batch) / len(everything), "rounds": float(len(kept))}
     if len(batch) and "ref_logp" in needs:
         batch = batch.but(ref_logp=recipe.reference.logp(policy, batch))
-    if recipe.whiten == "batch":
+    if len(batch) and recipe.whiten == "batch":
         batch = batch.but(advantage=whiten(batch.need("advantage"), batch.mask))
     return batch, everything, metrics
 

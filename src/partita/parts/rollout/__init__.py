@@ -123,8 +123,10 @@ class Segments(Rollout):
 
         live = self._live
         if "envs" not in live:
+            before = generator.get_state()
             live["envs"] = task.envs(problems, generator)
-            if "pending" in live:
+            if "pending" in live:  # made again to go on: what that drew was drawn when they were made first
+                generator.set_state(before)
                 live["envs"].load_state_dict(live.pop("pending"))
         return segment(policy, live, self.steps, generator, needs)
 
