@@ -19,7 +19,6 @@ import torch
 from partita.core.registry import part_class
 from partita.core.task import Problem
 from partita.parts.rollout import Sample
-from partita.parts.rollout.language import respond
 from partita.policies.language import Language
 from partita.policies.loading import SHIPPED
 
@@ -60,7 +59,7 @@ def _right(
     size = max(ROWS // samples, 1)
     for i in range(0, len(problems), size):
         some = problems[i : i + size]
-        batch = respond(Sample(), policy, task, some, samples, generator, frozenset(), greedy=greedy)
+        batch = Sample().sample(policy, task, some, samples, generator, greedy=greedy)
         out += (batch.need("outcome") >= 1).view(-1, samples).sum(1).tolist()
     return out
 

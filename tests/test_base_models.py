@@ -11,7 +11,6 @@ import torch
 
 from partita.core.registry import part_class
 from partita.parts.rollout import Sample
-from partita.parts.rollout.language import respond
 from partita.policies.language import Language, LanguagePolicy
 from partita.policies.loading import SHIPPED
 from partita.policies.tiny import character_tokenizer, tiny_config, tiny_model
@@ -77,15 +76,15 @@ def test_every_character_of_every_task_is_in_the_vocabulary(name: str) -> None:
 @pytest.mark.parametrize(("model", "low", "high"), [("tiny-0.3m", 0.10, 0.40)])
 def test_greedy_success_on_arithmetic_leaves_room_to_learn(model: str, low: float, high: float) -> None:
     task = part_class("task", "arithmetic")()
-    batch = respond(Sample(), built(model), task, task.problems(64, seeded(5)), 1, seeded(6), frozenset(), greedy=True)
+    batch = Sample().sample(built(model), task, task.problems(64, seeded(5)), 1, seeded(6), greedy=True)
     assert low <= float((batch.need("outcome") >= 1).float().mean()) <= high
 
 
 def test_samples_find_what_the_greedy_answer_misses() -> None:
     policy, task = built("tiny-0.3m"), part_class("task", "arithmetic")(level=2)
     problems = task.problems(32, seeded(7))
-    greedy = respond(Sample(), policy, task, problems, 1, seeded(8), frozenset(), greedy=True)
-    sampled = respond(Sample(), policy, task, problems, 64, seeded(8), frozenset())
+    greedy = Sample().sample(policy, task, problems, 1, seeded(8), greedy=True)
+    sampled = Sample().sample(policy, task, problems, 64, seeded(8))
     found = (sampled.need("outcome") >= 1).view(32, 64).any(1)
     missed = greedy.need("outcome") < 1
     assert int(missed.sum()) >= 8
@@ -94,7 +93,7 @@ def test_samples_find_what_the_greedy_answer_misses() -> None:
 
 def test_the_hard_slice_of_arithmetic_is_out_of_reach() -> None:
     policy, task = built("tiny-0.3m"), part_class("task", "arithmetic")(level=6)
-    batch = respond(Sample(), policy, task, task.problems(16, seeded(9)), 64, seeded(9), frozenset())
+    batch = Sample().sample(policy, task, task.problems(16, seeded(9)), 64, seeded(9))
     assert float((batch.need("outcome") >= 1).view(16, 64).any(1).float().mean()) <= 0.1
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from partita import __version__
 from partita.core.errors import UserError, nearest
+from partita.core.words import take
 
 HELP = """partita: policy optimisation, in parts
 
@@ -29,7 +30,7 @@ def papers(argv: list[str]) -> None:
     """partita papers [--json] [--family F]: the works held here."""
     from partita.lab.catalogue import rows
 
-    family = _option(argv, "--family")
+    family = take(argv, "--family")
     as_json = _switch(argv, "--json")
     _nothing_left(argv, "papers")
     found = rows(family)
@@ -93,7 +94,7 @@ def play(argv: list[str]) -> None:
     """partita play DIR [--episodes N] [--sampled] [--seed N] [--gif FILE] [--mp4 FILE]: evaluate a trained policy."""
     from partita.lab.play import play as run
 
-    options = {name: _option(argv, f"--{name}") for name in ("episodes", "seed", "gif", "mp4")}
+    options = {name: take(argv, f"--{name}") for name in ("episodes", "seed", "gif", "mp4")}
     sampled = _switch(argv, "--sampled")
     folder = _positional(argv, "play", "DIR", 1)[0]
     run(
@@ -106,7 +107,7 @@ def report(argv: list[str]) -> None:
     """partita report DIR ... [--out FILE]: one self-contained HTML page comparing runs."""
     from partita.lab.report import write
 
-    out = _option(argv, "--out")
+    out = take(argv, "--out")
     if not argv:
         raise UserError("report: name one or more run folders")
     _no_flags(argv, "report")
@@ -144,20 +145,6 @@ def main(argv: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("partita: interrupted", file=sys.stderr)
         sys.exit(130)
-
-
-def _option(argv: list[str], flag: str) -> str | None:
-    for i, word in enumerate(argv):
-        if word == flag:
-            if i + 1 >= len(argv):
-                raise UserError(f"{flag}: a value is missing")
-            value = argv[i + 1]
-            del argv[i : i + 2]
-            return value
-        if word.startswith(flag + "="):
-            del argv[i]
-            return word[len(flag) + 1 :]
-    return None
 
 
 def _switch(argv: list[str], flag: str) -> bool:

@@ -53,13 +53,9 @@ def rollout(policy: Any, task: Any, size: int, seed: int, greedy: bool = True, c
     streams = Generators(seed)
     problems = task.problems(size, streams["evaluation/problems"])
     if task.domain == "control":
-        from partita.parts.rollout.control import episodes
-
-        return episodes(policy, task, problems, 1, streams["evaluation/actions"], frozenset(), greedy=greedy)
-    from partita.parts.rollout.language import respond
-
+        return Sample().sample(policy, task, problems, 1, streams["evaluation/actions"], greedy)
     batches = [
-        respond(Sample(), policy, task, problems[i : i + chunk], 1, streams["evaluation/tokens"], frozenset(), greedy)
+        Sample().sample(policy, task, problems[i : i + chunk], 1, streams["evaluation/tokens"], greedy)
         for i in range(0, size, chunk)
     ]
     return replace(Batch.cat(batches), group=torch.arange(size))

@@ -19,6 +19,7 @@ from typing import Any
 from partita.core import registry
 from partita.core.errors import UserError, nearest
 from partita.core.part import Part
+from partita.core.words import take
 from partita.lab.config import Config, Settings
 from partita.lab.train import default_policy
 
@@ -62,7 +63,7 @@ def _short(word: str) -> str:
 
 def _base(words: list[str]) -> Config:
     """The configuration that the flags change: that of --config, or the recipe's with the task still to be chosen."""
-    path = _take(words, "--config")
+    path = take(words, "--config")
     if words and not words[0].startswith("-"):
         name = words.pop(0)
         recipe = registry.recipe(name)
@@ -81,26 +82,11 @@ def _default_task(recipe: Any) -> Any:
     return registry.part_class("task", "arithmetic" if language else "cartpole")()
 
 
-def _take(words: list[str], flag: str) -> str | None:
-    """Remove `flag VALUE` or `flag=VALUE` from the words and return the value."""
-    for i, word in enumerate(words):
-        if word == flag:
-            if i + 1 >= len(words) or words[i + 1].startswith("--"):
-                raise UserError(f"{flag}: a value is missing")
-            value = words[i + 1]
-            del words[i : i + 2]
-            return value
-        if word.startswith(flag + "="):
-            del words[i]
-            return word[len(flag) + 1 :]
-    return None
-
-
 def _choices(words: list[str], slots: Sequence[str], many: set[str]) -> dict[str, list[str]]:
     """Remove `--SLOT NAME ...` from the words; the names by slot."""
     out: dict[str, list[str]] = {}
     for slot in slots:
-        while (first := _take(words, f"--{slot}")) is not None:
+        while (first := take(words, f"--{slot}")) is not None:
             names = first.split(",")
             out.setdefault(slot, []).extend(n for n in names if n)
             if slot not in many and len(out[slot]) > 1 and ":" not in first and "." not in first:

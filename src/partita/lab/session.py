@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from partita.core.errors import UserError
+from partita.core.words import take
 from partita.lab.config import Config
-from partita.lab.flags import _take, parse
+from partita.lab.flags import parse
 from partita.lab.progress import Progress
 from partita.lab.train import Result, free_folder, launch
 
@@ -17,9 +18,9 @@ from partita.lab.train import Result, free_folder, launch
 def train(argv: list[str]) -> None:
     """Train, or resume, and say where everything is."""
     words = list(argv)
-    resume = _take(words, "--resume")
+    resume = take(words, "--resume")
     if resume is not None:
-        quiet, track = "--quiet" in words, _take(words, "--track")
+        quiet, track = "--quiet" in words, take(words, "--track")
         left = [w for w in words if w != "--quiet"]
         if left:
             raise UserError(f"--resume {resume}: continues the run as it was; remove {left[0]}, or start a new run")

@@ -74,13 +74,34 @@ class Sample(Rollout):
     def __call__(
         self, policy: Any, task: Any, problems: Any, group_size: int, generator: torch.Generator, needs: Set[str]
     ) -> Batch:
+        batch = self.sample(policy, task, problems, group_size, generator)
+        if "greedy" in needs:
+            best = self.sample(policy, task, problems, 1, generator, greedy=True)
+            batch = batch.but(baseline=best.need("outcome").repeat_interleave(group_size))
+        return batch
+
+    def sample(
+        self, policy: Any, task: Any, problems: Any, group_size: int, generator: torch.Generator, greedy: bool = False
+    ) -> Batch:
+        """Trajectories of every problem in the way of its task: episodes, conversations, or responses."""
         if task.domain == "control":
             from partita.parts.rollout.control import episodes
 
-            return episodes(policy, task, problems, group_size, generator, needs)
+            return episodes(policy, task, problems, group_size, generator, greedy)
+        from partita.policies.sampling import Sampling
+
+        prompts = [p.prompt for p in problems]
+        sampling = Sampling(
+            temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, min_p=self.min_p,
+            max_tokens=self.max_tokens or policy.room(prompts, task.max_tokens), stop=tuple(task.stop), greedy=greedy,
+        )  # fmt: skip
+        if hasattr(task, "open"):
+            from partita.parts.rollout.world import converse
+
+            return converse(policy, task, problems, group_size, sampling, generator)
         from partita.parts.rollout.language import respond
 
-        return respond(self, policy, task, problems, group_size, generator, needs)
+        return respond(policy, task, problems, group_size, sampling, generator)
 
     def metrics(self, batch: Batch) -> dict[str, float]:
         outcome, lengths = batch.need("outcome"), batch.lengths.float()

@@ -107,7 +107,6 @@ def episodes(
     problems: Any,
     group_size: int,
     generator: torch.Generator,
-    needs: Set[str],
     greedy: bool = False,
 ) -> Batch:
     """Whole episodes, `group_size` from each starting point, as a batch (problems * group_size, longest)."""
@@ -141,14 +140,10 @@ def episodes(
             value = policy.value(table["obs"]) * mask
             bootstrap = policy.value(envs.obs)[:, None] * table["cut"]
     envs.close()
-    baseline = None
-    if "greedy" in needs and not greedy:
-        best = episodes(policy, task, problems, 1, generator, frozenset(), greedy=True)
-        baseline = best.need("outcome").repeat_interleave(group_size)
     assert entropy is not None
     return Batch(
         mask=mask, logp=logp * mask, reward=table["reward"] * mask, terminated=table["over"], truncated=table["cut"],
-        value=value, bootstrap=bootstrap, entropy=entropy * mask, baseline=baseline,
+        value=value, bootstrap=bootstrap, entropy=entropy * mask,
         outcome=(table["reward"] * mask).sum(1),
         group=torch.arange(n // group_size, device=device).repeat_interleave(group_size),
         inputs={"obs": table["obs"], "action": table["action"]},
