@@ -46,6 +46,10 @@ def test_a_trained_policy_loads_with_its_weights(tmp_path):
     assert all((a[name] == b[name]).all() for name in b)
     with pytest.raises(UserError, match="not a run"):
         load_policy(tmp_path)
+    path = tmp_path / "run" / "config.json"
+    path.write_text(path.read_text().replace('"hidden": [\n   64,', '"hidden": [\n   32,'))
+    with pytest.raises(UserError, match=r"does not fit the policy of config\.json"):
+        load_policy(tmp_path / "run")
 
 
 def test_free_folders_do_not_collide(tmp_path):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from typing import Any
 
 WATCHED = (
@@ -23,6 +22,14 @@ def numbers(metrics: dict[str, float]) -> str:
     )
 
 
+def rate_of(metrics: dict[str, float]) -> str:
+    """How fast the step went."""
+    for name in ("tokens", "steps"):
+        if f"{name}_per_second" in metrics:
+            return f"{metrics[f'{name}_per_second']:,.0f} {name}/s"
+    return ""
+
+
 class Progress:
     """A live line on a terminal; elsewhere (a file, CI) a plain line about every tenth of the run."""
 
@@ -30,7 +37,7 @@ class Progress:
         self.bar: Any = None
 
     def start(self, run: Any, config: Any, total: int, before: Any) -> None:
-        self.total, self.first, self.began = total, run.step, time.perf_counter()
+        self.total = total
         self.title = f"{config.name} on {config.task.part_name()}"
         if before is not None:
             print(f"{self.title}: before training, greedy {before}", flush=True)
@@ -46,19 +53,11 @@ class Progress:
             self.task = self.bar.add_task(self.title, total=total, completed=run.step, numbers="")
 
     def step(self, step: int, metrics: dict[str, float], batch: Any) -> None:
-        rate = self._rate(metrics)
+        rate = rate_of(metrics)
         if self.bar is not None:
             self.bar.update(self.task, completed=step, numbers=f"{numbers(metrics)}  {rate}")
         elif step % max(1, self.total // 10) == 0 or step == 1:
             print(f"{self.title}  {step}/{self.total}  {numbers(metrics)}  {rate}", flush=True)
-
-    def _rate(self, metrics: dict[str, float]) -> str:
-        now = time.perf_counter()
-        spent, self.began = now - self.began, now
-        for name, unit in (("tokens", "tokens/s"), ("steps", "steps/s")):
-            if name in metrics:
-                return f"{metrics[name] / max(spent, 1e-9):,.0f} {unit}"
-        return ""
 
     def end(self, result: Any) -> None:
         if self.bar is not None:

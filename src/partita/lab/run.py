@@ -42,7 +42,7 @@ class FolderRun(Run):
         self.interrupted = False
         self.step = 0
         self._lock: IO[str] | None = None
-        self._started = time.perf_counter()
+        self._started = self._last = time.perf_counter()
         self._spent = 0.0
 
     # -- the folder ---------------------------------------------------------------------------------------------
@@ -88,6 +88,7 @@ class FolderRun(Run):
     def steps(self, count: int, state: Mapping[str, Stateful]) -> Iterator[int]:
         every = self.save_every or max(1, count // 10)
         self._restore(state)
+        self._last = time.perf_counter()
         with _Interrupts(self):
             while self.step < count and not self.stopped:
                 self.step += 1
@@ -96,7 +97,12 @@ class FolderRun(Run):
                     self._save(state)
 
     def log(self, step: int, metrics: Mapping[str, float], batch: Batch | None = None) -> None:
-        row = {"step": step, **metrics, "seconds": self._spent + time.perf_counter() - self._started}
+        now = time.perf_counter()
+        row = {"step": step, **metrics, "seconds": self._spent + now - self._started}
+        for name in ("steps", "tokens"):
+            if name in metrics:
+                row[f"{name}_per_second"] = metrics[name] / max(now - self._last, 1e-9)
+        self._last = now
         self.metrics.append(row)
         with open(self.folder / "metrics.jsonl", "a") as file:
             file.write(json.dumps(row) + "\n")

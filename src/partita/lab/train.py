@@ -129,7 +129,13 @@ def load_policy(folder: Path) -> tuple[Config, Policy]:
     found = sorted(p for p in (folder / "checkpoints").glob("step_*") if p.is_dir())
     if not found:
         raise UserError(f"{folder}: has no checkpoint yet; continue it with --resume {folder}")
-    policy.load_state_dict(checkpoint.load(found[-1])["policy"])
+    held = checkpoint.load(found[-1])
+    try:
+        policy.load_state_dict(held["policy"])
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"{found[-1]}: does not fit the policy of config.json ({error}); use the version that wrote it"
+        ) from error
     return config, policy
 
 
