@@ -13,7 +13,7 @@ import pytest
 import tiny_runs
 
 from partita.core.errors import UserError
-from partita.lab import environment, report, report_page
+from partita.lab import environment, records, report
 from partita.lab.report import write
 
 VOID = {"meta"}
@@ -77,8 +77,8 @@ def test_headline_numbers_are_those_of_the_folder(runs, comparison):
         first, last = rows[0], rows[-1]
         assert (first["step"], last["step"]) == (0, tiny_runs.STEPS)
         for row in (first, last):
-            assert report_page.number(row["mean"]) in text
-            assert f"[{report_page.number(row['low'])}, {report_page.number(row['high'])}]" in text
+            assert report.number(row["mean"]) in text
+            assert f"[{report.number(row['low'])}, {report.number(row['high'])}]" in text
     assert "not finished" not in text
 
 
@@ -144,7 +144,7 @@ def test_the_page_stands_alone(comparison):
     assert "default-src 'none'" in comparison
     assert reader.tags.count("script") == 3
     assert "Plotly" in comparison
-    assert not re.search(r"@import|url\(", (report_page.ASSETS / "report.css").read_text())
+    assert not re.search(r"@import|url\(", (report.ASSETS / "report.css").read_text())
 
 
 def test_the_page_is_the_same_each_time(runs, comparison):
@@ -165,8 +165,8 @@ def test_two_tasks_are_two_sections(tmp_path, runs):
 
 def test_one_folder_twice_is_one_run_and_equal_names_are_told_apart(tmp_path, runs):
     twin = shutil.copytree(runs[0], tmp_path / "second" / runs[0].name)
-    records = report.read_all([runs[0], runs[0], twin])
-    assert [r.name for r in records] == [f"{runs[0].parent.name}/grpo", "second/grpo"]
+    found = records.read_all([runs[0], runs[0], twin])
+    assert [r.name for r in found] == [f"{runs[0].parent.name}/grpo", "second/grpo"]
 
 
 def test_an_interrupted_run_gives_a_page(tmp_path, runs):
@@ -208,12 +208,12 @@ def test_numbers_that_are_not_finite_are_left_out(tmp_path, runs):
 
 def test_a_long_run_is_thinned_by_averages(tmp_path, runs):
     folder = shutil.copytree(runs[0], tmp_path / "long")
-    count = 2 * report.POINTS
+    count = 2 * records.POINTS
     rows = [{"step": i, "loss": float(i), "seconds": i / 10} for i in range(1, count + 1)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     charts = {c["key"]: c for c in data(write([folder], tmp_path / "page.html").read_text())["charts"][0]}
     series = charts["loss"]["series"][0]
-    assert len(series["x"]) == report.POINTS
+    assert len(series["x"]) == records.POINTS
     assert (series["x"][0], series["y"][0], series["t"][0]) == (2, 1.5, 0.2)
     assert series["x"][-1] == count
 
@@ -240,7 +240,7 @@ def test_what_a_model_wrote_stays_text(tmp_path):
 
 
 def test_data_cannot_end_its_script():
-    script = report_page.script({"names": ["</script><script>alert(1)//", "&<>"]}, "data")
+    script = report.script({"names": ["</script><script>alert(1)//", "&<>"]}, "data")
     assert script.count("<") == 2
     assert data(script)["names"] == ["</script><script>alert(1)//", "&<>"]
 
@@ -256,7 +256,7 @@ def test_samples_stand_side_by_side(tmp_path):
     assert reader.tags.count("article") == 2  # paired: a problem is shown once
     assert reader.text.index("before training") < reader.text.index("after 3 steps")
     assert "(empty)" in reader.text
-    assert f"[{5000 - report_page.LONGEST} more characters]" in reader.text
+    assert f"[{5000 - report.LONGEST} more characters]" in reader.text
     assert reader.text.index("1+1=") < reader.text.index("2+2=")
     other = tiny_runs.language(tmp_path / "other", {0: before, 3: [sample("9+9=", "18", 1.0)]})
     assert parsed(write([other], tmp_path / "page.html").read_text()).tags.count("article") == 3
@@ -273,7 +273,7 @@ def test_success_hides_an_equal_return(tmp_path):
     [(4.21, "4.2 s"), (59.96, "1 min 00 s"), (185, "3 min 05 s"), (7800, "2 h 10 min"), (None, "unknown")],
 )
 def test_duration(seconds, text):
-    assert report_page.duration(seconds) == text
+    assert report.duration(seconds) == text
 
 
 def test_environment_is_recorded_once(tmp_path, runs, monkeypatch):

@@ -1,297 +1,335 @@
-"""Reports: one self-contained HTML page of a run, or of several runs side by side.
-
-Here is what a page says: runs read from their folders, grouped by task, compared slot by slot, their curves
-thinned. How it looks is in `report_page`.
-"""
+"""Reports: one self-contained HTML page of one run or several. Every text passes through `tag`, which escapes."""
 
 from __future__ import annotations
 
+import html
 import json
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from partita.core.errors import UserError
-from partita.core.part import Part, equations
-from partita.core.recipe import differences
-from partita.lab import environment
-from partita.lab.catalogue import describe
 from partita.lab.checkpoint import write_text
-from partita.lab.config import Config
-from partita.lab.run import read_rows
+from partita.lab.records import Record, Section, changed, read_all, sections, statement, title
 
-POINTS = 1000  # a longer curve is averaged into this many points
-NOT_FIELDS = ("recipe", "loop", "run", "partita")  # keys of a configuration that are told elsewhere
-WATCHED = (
-    ("return", "Return", "mean over the episodes of a step, or over the last 100"),
-    ("success", "Success", "share of the trajectories of a step"),
-    ("entropy", "Entropy", "nats per action"),
-    ("kl", "KL", "nats per action, from the policy that acted to the updated one"),
-    ("ref_kl", "KL to the reference", "nats per action"),
-    ("clip_fraction", "Clip fraction", "share of steps beyond the clip"),
-    ("length", "Length", "steps of an episode, or tokens of a response"),
-    ("explained_variance", "Explained variance", "1 is a perfect critic, 0 a constant one"),
-    ("grad_norm", "Gradient norm", "before clipping"),
-    ("loss", "Loss", "mean over the updates watched in a step"),
+ASSETS = Path(__file__).resolve().parents[1] / "assets"
+LONGEST = 4000  # characters of a prompt or response that are shown
+# The page may run its own scripts and styles and reach nothing else.
+POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:"
 )
 
 
-@dataclass(frozen=True)
-class Row:
-    """A line of a configuration: the field, its value in words, and the equations of the parts in it."""
-
-    field: str
-    value: str
-    equations: str = ""
+class Markup(str):
+    """Text that is HTML already."""
 
 
-@dataclass(frozen=True)
-class Record:
-    """A run as read from its folder. `config` is None when a part of it cannot be loaded here."""
+def tag(name: str, *children: Any, **attributes: Any) -> Markup:
+    """An element; children and attributes that are not `Markup` are escaped. `class_` stands for `class`."""
+    given = "".join(
+        f' {k.rstrip("_").replace("_", "-")}="{html.escape(str(v))}"' for k, v in attributes.items() if v is not None
+    )
+    return Markup(f"<{name}{given}>{join(children)}</{name}>")
 
-    name: str
-    raw: dict[str, Any]
-    config: Config | None
-    metrics: list[dict[str, Any]]
-    evaluations: list[dict[str, Any]]
-    environment: dict[str, Any]
-    finished: bool
 
-    @property
-    def steps(self) -> int:
-        """Steps taken."""
-        return int(self.metrics[-1]["step"])
+def join(children: Iterable[Any]) -> Markup:
+    """Children one after another, escaped where they are not `Markup`."""
+    return Markup("".join(c if isinstance(c, Markup) else html.escape(str(c)) for c in children if c is not None))
 
-    @property
-    def before(self) -> dict[str, Any] | None:
-        """The evaluation before training."""
-        return next((e for e in self.evaluations if e["step"] == 0), None)
 
-    @property
-    def after(self) -> dict[str, Any] | None:
-        """The last evaluation, which is that after training once the run has finished."""
-        later = [e for e in self.evaluations if e["step"] > 0]
-        return later[-1] if later else None
-
-    @property
-    def task(self) -> str:
-        """The task by name; a Gymnasium environment by its id."""
-        about = self.raw["task"]
-        return f"gym:{about['id']}" if about["part"] == "gym" and "id" in about else str(about["part"])
-
-    def rows(self) -> list[Row]:
-        """The configuration, field by field: slots, numbers, policy, task, settings of the run."""
-        out = []
-        for name, value in self.raw.items():
-            if name in NOT_FIELDS:
-                continue
-            held = self._held(name)
-            if held is None:
-                out.append(Row(name, words(value)))
-                continue
-            parts = [p for p in (held if isinstance(held, tuple) else (held,)) if isinstance(p, Part)]
-            texts = [equations(type(p)) for p in parts] if name != "task" else []
-            out.append(Row(name, describe(held) if held != () else "none", "\n\n".join(t for t in texts if t)))
-        return out + [Row(f"run.{k}", words(v)) for k, v in self.raw.get("run", {}).items()]
-
-    def _held(self, name: str) -> Any:
-        if self.config is None:
-            return None
-        return getattr(self.config, name) if name in ("task", "policy") else getattr(self.config.recipe, name)
+def script(data: Any, id: str) -> Markup:
+    """Data for scripts, unable to end the element that holds it."""
+    text = json.dumps(data, allow_nan=False).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+    return Markup(f'<script type="application/json" id="{html.escape(id)}">{text}</script>')
 
 
 def write(folders: Sequence[Path], target: Path) -> Path:
     """Write the report of the runs in `folders` to `target`, whole or not at all; UserError for what is no run."""
-    from partita.lab import report_page
-
     if not folders:
         raise UserError("report: name one or more run folders")
-    page = report_page.page(sections(read_all(folders)))
+    text = page(sections(read_all(folders)))
     if target.is_dir():
         raise UserError(f"--out {target}: is a folder; name a file, {target / 'report.html'} for instance")
     try:
-        write_text(target, page)
+        write_text(target, text)
     except OSError as error:
         raise UserError(f"--out {target}: cannot be written: {error.strerror}; choose another place") from error
     return target
 
 
-def read_all(folders: Sequence[Path]) -> list[Record]:
-    """The runs in the folders, each once, under names that tell them apart."""
-    unique = list({folder.resolve(): None for folder in folders})
-    names = [folder.name for folder in unique]
-    return [
-        read(folder, folder.name if names.count(folder.name) == 1 else f"{folder.parent.name}/{folder.name}")
-        for folder in unique
+def page(sections: Sequence[Section]) -> str:
+    """The whole page."""
+    from plotly.offline import get_plotlyjs
+
+    runs = [run for section in sections for run in section.runs]
+    name = f"{title(runs[0])} on {runs[0].task}" if len(runs) == 1 else f"{len(runs)} runs"
+    body = [tag("header", tag("h1", name), tag("p", _subtitle(sections), class_="quiet"))]
+    body += [_section(section, i, len(sections) > 1) for i, section in enumerate(sections)]
+    body.append(tag("section", tag("h2", "Environment"), _environment(runs)))
+    charts = [[{k: v for k, v in c.items() if k != "note"} for c in section.charts] for section in sections]
+    names = [[run.name for run in section.runs] for section in sections]
+    head = [
+        Markup('<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'),
+        Markup(f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'),
+        Markup('<meta name="color-scheme" content="light dark">'),
+        tag("title", f"Partita: {name}"),
+        Markup(f"<style>{(ASSETS / 'report.css').read_text()}</style>"),
     ]
+    foot = [
+        script({"charts": charts, "names": names}, "data"),
+        Markup(f"<script>{get_plotlyjs()}</script>"),
+        Markup(f"<script>{(ASSETS / 'report.js').read_text()}</script>"),
+    ]
+    whole = tag("html", tag("head", *head), tag("body", tag("main", *body), *foot), lang="en")
+    return "<!doctype html>\n" + whole.encode("utf-8", "replace").decode() + "\n"
 
 
-def read(folder: Path, name: str) -> Record:
-    """A run, finished or not, from its folder; an unfinished last line of its metrics is left out."""
-    path = folder / "config.json"
-    if not path.is_file():
-        raise UserError(f"{folder}: not a run (it has no config.json)")
-    try:
-        raw = json.loads(path.read_text())
-        metrics, evaluations = (_rows(folder / f"{n}.jsonl") for n in ("metrics", "evaluations"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: cannot be read: {error}") from error
-    if not isinstance(raw, dict) or "recipe" not in raw or not _is_part(raw.get("task")):
-        raise UserError(f"{path}: not the configuration of a run (no recipe or task in it)")
-    if not isinstance(raw.get("run", {}), dict):
-        raise UserError(f"{path}: run: expected the settings of the run, got {raw['run']!r}")
-    if not metrics:
-        raise UserError(f"{folder}: holds no metrics yet; continue it with partita train --resume {folder}")
-    try:
-        config = Config.from_json(raw)
-    except (UserError, TypeError, ValueError, AttributeError):
-        config = None  # a part from a file that has moved, or of another version: its names and numbers remain
-    finished = (folder / "policy").is_dir()
-    return Record(name, raw, config, metrics, evaluations, environment.read(folder), finished)
+def _subtitle(sections: Sequence[Section]) -> str:
+    runs = [run for section in sections for run in section.runs]
+    if len(runs) == 1:
+        return f"Run {runs[0].name}, {_state(runs[0])}."
+    tasks = [section.runs[0].task for section in sections]
+    return f"On {', '.join(dict.fromkeys(tasks))}. Evaluations are greedy, on fresh problems, with 95% intervals."
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    return [row for row in read_rows(path) if isinstance(row, dict) and isinstance(row.get("step"), int | float)]
+def _section(section: Section, index: int, several: bool) -> Markup:
+    runs = section.runs
+    out = [
+        tag("h2", runs[0].task if several else "Result"),
+        tag("p", section.task, class_="quiet code"),
+    ]
+    out.append(_headline(runs))
+    if len(runs) > 1:
+        out.append(_differences(runs))
+    out.append(tag("h3", "Curves"))
+    out.append(_controls(runs, index))
+    if any(len(s["y"]) >= 40 and "up" not in s for c in section.charts for s in c["series"]):
+        note = "Bold: running mean over a twentieth of the run. Faint: as measured."
+        out.append(tag("p", note, class_="quiet note"))
+    out.append(
+        tag(
+            "div",
+            *(
+                tag(
+                    "figure",
+                    tag("figcaption", tag("strong", c["title"]), " ", tag("span", c["note"], class_="quiet")),
+                    tag("div", id=f"chart-{index}-{c['key']}", class_="chart"),
+                )
+                for c in section.charts
+            ),
+            class_="charts",
+        )
+    )
+    out += [found for i, run in enumerate(runs) if (found := _samples(run, i, len(runs) > 1)) is not None]
+    out.append(tag("h3", "Configuration"))
+    out += [_configuration(run, i, len(runs) == 1) for i, run in enumerate(runs)]
+    return tag("section", *out)
 
 
-def _is_part(value: Any) -> bool:
-    return isinstance(value, dict) and "part" in value
+def _swatch(index: int) -> Markup:
+    return tag("i", class_=f"swatch c{index % 8}", aria_hidden="true")
 
 
-def words(value: Any) -> str:
-    """A part as a configuration file holds it, in one line, as `describe` writes parts."""
-    if isinstance(value, list):
-        return "(" + ", ".join(words(v) for v in value) + ")" if value else "none"
-    if _is_part(value):
-        return f"{value['part']}({', '.join(f'{k}={words(v)}' for k, v in value.items() if k != 'part')})"
-    return str(value)
+def _headline(runs: Sequence[Record]) -> Markup:
+    names = ("Run", "Recipe", "Before", "After", "Steps", "Wall-clock")
+    rows = []
+    for i, run in enumerate(runs):
+        cells = (
+            join((_swatch(i), run.name)),
+            title(run),
+            _measured(run.before, run),
+            _measured(run.after, run),
+            join(
+                (
+                    run.steps,
+                    None if run.finished else tag("span", f" of {_total(run)}, not finished", class_="warn"),
+                )
+            ),
+            duration(run.metrics[-1].get("seconds")),
+        )
+        rows.append(tag("tr", *(tag("td", tag("div", c), data_label=n) for n, c in zip(names, cells, strict=True))))
+    head = tag("thead", tag("tr", *(tag("th", n) for n in names)))
+    return tag("table", head, tag("tbody", *rows), class_="stack headline")
 
 
-def title(run: Record) -> str:
-    """The recipe by name, and the slots in which it is not the published one: `grpo but credit=leave_one_out()`."""
-    from partita.core import registry
+def _total(run: Record) -> Any:
+    return run.raw.get("steps", "?")
 
+
+def _state(run: Record) -> str:
+    return f"finished after {run.steps} steps" if run.finished else f"not finished: {run.steps} of {_total(run)} steps"
+
+
+def _measured(found: dict[str, Any] | None, run: Record) -> Markup:
+    """An evaluation: mean, interval, what was measured, and at which step when that is neither end of training."""
+    if found is None or not all(isinstance(found.get(k), int | float) for k in ("mean", "low", "high")):
+        return tag("span", "not measured", class_="quiet")
+    about = f"{found.get('metric', '')}, {found.get('count', '?')} {'episodes' if _control(run) else 'problems'}"
+    if found["step"] not in (0, run.steps) or (found["step"] and not run.finished):
+        about += f", at step {found['step']}"
+    return join((
+        tag("b", number(found["mean"])), f" [{number(found['low'])}, {number(found['high'])}] ",
+        tag("small", about, class_="quiet"),
+    ))  # fmt: skip
+
+
+def _control(run: Record) -> bool:
+    return run.config is not None and run.config.task.domain == "control"
+
+
+def number(value: float) -> str:
+    """Three decimals for shares, fewer for large numbers."""
+    return f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}" if abs(value) < 10_000 else f"{value:.4g}"
+
+
+def duration(seconds: Any) -> str:
+    """Seconds as people say them: 4.2 s, 3 min 05 s, 2 h 10 min."""
+    if not isinstance(seconds, int | float) or not seconds >= 0 or seconds == float("inf"):
+        return "unknown"
+    if round(seconds, 1) < 60:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def _differences(runs: Sequence[Record]) -> Markup:
+    """What differs, in sentences, then field by field with the equations."""
+    first, others = runs[0], runs[1:]
+    found = {name for run in others for name in changed(first, run)}
+    order = dict.fromkeys(row.field for run in runs for row in run.rows())
+    names = [name for name in order if name in found]
+    out = [tag("h3", "What differs")]
+    out += [tag("p", statement(first, run)) for run in others]
+    if not names:
+        return join(out)
+    tables = [{row.field: row for row in run.rows()} for run in runs]
+    rows = []
+    for name in names:
+        base = tables[0].get(name)
+        cells = [tag("th", name, scope="row")]
+        for i, (run, table) in enumerate(zip(runs, tables, strict=True)):
+            row = table.get(name)
+            differs = i > 0 and (row is None or base is None or row.value != base.value)
+            text = [tag("span", "absent", class_="quiet") if row is None else tag("span", row.value, class_="code")]
+            if row is not None and row.equations:
+                text.append(tag("pre", row.equations))
+            cells.append(tag("td", tag("div", *text), class_="differs" if differs else None, data_label=run.name))
+        rows.append(tag("tr", *cells))
+    heads = [tag("th", "Field"), *(tag("th", _swatch(i), run.name) for i, run in enumerate(runs))]
+    table_ = tag("table", tag("thead", tag("tr", *heads)), tag("tbody", *rows), class_="stack")
+    return join([*out, tag("div", table_, class_="scroll")])
+
+
+def _controls(runs: Sequence[Record], index: int) -> Markup:
+    """Buttons that show and hide runs, and the choice of the horizontal axis."""
+    toggles = (
+        tag("button", _swatch(i), run.name, type="button", data_run=i, aria_pressed="true")
+        for i, run in enumerate(runs)
+        if len(runs) > 1
+    )
+    axes = tag(
+        "span",
+        tag("button", "by steps", type="button", data_axis="x", aria_pressed="true"),
+        tag("button", "by wall-clock", type="button", data_axis="t", aria_pressed="false"),
+        class_="axes",
+    )
+    return tag("div", *toggles, axes, class_="controls", data_section=index)
+
+
+def _samples(run: Record, index: int, several: bool) -> Markup | None:
+    """Responses before and after training to the same problems, side by side."""
+    before, after = (_held(e) for e in (run.before, run.after))
+    if not before and not after:
+        return None
+    heads = "Samples" + (f" of {run.name}" if several else "")
+    last = run.after["step"] if run.after is not None else 0
+    rows = []
+    paired = len(before) == len(after) and all(
+        a.get("prompt") == b.get("prompt") for a, b in zip(before, after, strict=True)
+    )
+    pairs: list[tuple[Any, Any]] = list(zip(before, after, strict=True)) if paired else []
+    if not paired:
+        pairs = [(b, None) for b in before] + [(None, a) for a in after]
+    for old, new in pairs:
+        prompt = tag("pre", _cut((old or new).get("prompt", "")), class_="prompt")
+        shown = (("before training", old), (f"after {last} steps", new))
+        rows.append(tag("article", prompt, tag("div", *(_response(n, s) for n, s in shown if s), class_="pair")))
+    return tag(
+        "details",
+        tag(
+            "summary",
+            _swatch(index) if several else None,
+            heads,
+            tag("small", f" {len(pairs)}", class_="quiet"),
+        ),
+        *rows,
+        class_="samples",
+        open="" if index == 0 else None,
+    )
+
+
+def _held(found: dict[str, Any] | None) -> list[dict[str, Any]]:
+    held = (found or {}).get("samples")
+    return [s for s in held if isinstance(s, dict)] if isinstance(held, list) else []
+
+
+def _response(name: str, sample: dict[str, Any]) -> Markup:
+    score = sample.get("score")
+    good = isinstance(score, int | float) and score >= 1
+    about = [
+        tag(
+            "span",
+            f"{score:g}" if isinstance(score, int | float) else score,
+            class_="good" if good else "bad",
+        )
+    ]
+    if sample.get("why"):
+        about.append(join((" ", sample["why"])))
+    response = sample.get("response", "")
+    text = tag("pre", _cut(response)) if response else tag("p", "(empty)", class_="quiet")
+    return tag("div", tag("h4", name), text, tag("p", "score ", *about, class_="quiet"))
+
+
+def _cut(text: Any) -> str:
+    text = str(text)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} [{len(text) - LONGEST} more characters]"
+
+
+def _configuration(run: Record, index: int, open_: bool) -> Markup:
+    rows = []
+    for row in run.rows():
+        more = tag("pre", row.equations) if row.equations else None
+        value = join((tag("span", row.value, class_="code"), more))
+        rows.append(tag("tr", tag("th", row.field, scope="row"), tag("td", value)))
+    notes = None
     if run.config is None:
-        return str(run.raw["recipe"])
-    ours, theirs = run.config.recipe, registry.recipe(run.config.name)
-    changed = [
-        f"{name}={describe(mine) if mine != () else 'none'}"
-        for name, mine, held in differences(ours, theirs)
-        if name in ours.slots and held is not None
-    ]
-    return run.config.name + (f" but {', '.join(changed)}" if changed else "")
+        notes = tag(
+            "p",
+            "Some parts of this run could not be loaded here; their equations are missing.",
+            class_="warn",
+        )
+    name = join((_swatch(index), run.name, tag("small", f" {title(run)}, loop {run.raw.get('loop', 'on_policy')}")))
+    table = tag("table", tag("tbody", *rows), class_="fields")
+    return tag("details", tag("summary", name), notes, table, open="" if open_ else None)
 
 
-def changed(a: Record, b: Record) -> list[str]:
-    """The fields in which two runs differ, slots first, settings of the run last."""
-    left, right = _values(a), _values(b)
-    fields = dict.fromkeys([*left, *right])
-    found = {f for f in fields if left.get(f) != right.get(f)}
-    if a.config is not None and b.config is not None and a.config.recipe.loop == b.config.recipe.loop:
-        # what JSON cannot tell apart, the parts themselves do
-        found |= {name for name, _, _ in differences(a.config.recipe, b.config.recipe)}
-    return [f for f in fields if f in found]
-
-
-def _values(run: Record) -> dict[str, Any]:
-    plain = {k: v for k, v in run.raw.items() if k not in NOT_FIELDS}
-    return plain | {f"run.{k}": v for k, v in run.raw.get("run", {}).items()}
-
-
-def statement(a: Record, b: Record) -> str:
-    """In one sentence, how run `b` differs from run `a`."""
-    found = changed(a, b)
-    if not found:
-        return f"{b.name} has the same configuration as {a.name}."
-    known = b.config or a.config
-    slots = [f for f in found if known is not None and f in known.recipe.slots]
-    rest = [f for f in found if f not in slots]
-    pieces = []
-    if slots:
-        total = f" of {len(known.recipe.slots)}" if known is not None else ""
-        pieces.append(f"{len(slots)} slot{'s' * (len(slots) > 1)}{total} ({', '.join(slots)})")
-    if rest:
-        pieces.append(f"{len(rest)} setting{'s' * (len(rest) > 1)} ({', '.join(rest)})")
-    return f"{b.name} differs from {a.name} in {' and '.join(pieces)}."
-
-
-@dataclass(frozen=True)
-class Section:
-    """The runs of one task, and the curves to draw of them: {"key", "title", "note", "series": [...]}."""
-
-    task: str
-    runs: list[Record]
-    charts: list[dict[str, Any]]
-
-
-def sections(runs: Sequence[Record]) -> list[Section]:
-    """The runs by task (its settings included), in the order given."""
-    groups: dict[str, list[Record]] = {}
-    for run in runs:
-        groups.setdefault(words(run.raw["task"]), []).append(run)
-    return [Section(task, held, charts(held)) for task, held in groups.items()]
-
-
-def charts(runs: Sequence[Record]) -> list[dict[str, Any]]:
-    """The evaluations, then every watched metric that some run has."""
-    out = []
-    points = [(i, [e for e in run.evaluations if _number(e.get("mean")) is not None]) for i, run in enumerate(runs)]
-    if any(found for _, found in points):
-        names = sorted({str(e.get("metric")) for _, found in points for e in found})
-        series = [_evaluated(i, runs[i], found) for i, found in points if found]
-        note = f"greedy, on fresh problems; mean {' or '.join(names)} and 95% interval"
-        out.append({"key": "evaluation", "title": "Evaluation", "note": note, "series": series})
-    for key, name, note in WATCHED:
-        if key == "return" and _same_as_success(runs):
-            continue
-        series = [found for i, run in enumerate(runs) if (found := _curve(i, run.metrics, key)) is not None]
-        if series:
-            out.append({"key": key, "title": name, "note": note, "series": series})
-    return out
-
-
-def _same_as_success(runs: Sequence[Record]) -> bool:
-    return all(row.get("return") == row.get("success") for run in runs for row in run.metrics)
-
-
-def _evaluated(index: int, run: Record, found: list[dict[str, Any]]) -> dict[str, Any]:
-    spent = {row["step"]: row.get("seconds") for row in run.metrics}
-    y = [_number(e["mean"]) or 0.0 for e in found]
-    ends = [(_number(e.get("low")), _number(e.get("high"))) for e in found]
-    return {
-        "run": index,
-        "x": [e["step"] for e in found],
-        "t": [_number(spent.get(e["step"], 0.0)) for e in found],
-        "y": y,
-        "up": [0.0 if high is None else _short(high - m) for m, (_, high) in zip(y, ends, strict=True)],
-        "down": [0.0 if low is None else _short(m - low) for m, (low, _) in zip(y, ends, strict=True)],
-    }
-
-
-def _curve(index: int, metrics: list[dict[str, Any]], key: str) -> dict[str, Any] | None:
-    held = [
-        (row["step"], _number(row.get("seconds")), v) for row in metrics if (v := _number(row.get(key))) is not None
-    ]
-    if not held:
-        return None
-    size = math.ceil(len(held) / POINTS)
-    kept = [held[i : i + size] for i in range(0, len(held), size)]
-    return {
-        "run": index,
-        "x": [bucket[-1][0] for bucket in kept],
-        "t": [bucket[-1][1] for bucket in kept],
-        "y": [_short(sum(v for _, _, v in bucket) / len(bucket)) for bucket in kept],
-    }
-
-
-def _number(value: Any) -> float | None:
-    """A finite number, short enough for a page; None for everything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return _short(value)
-
-
-def _short(value: float) -> float:
-    return float(f"{value:.6g}")
+def _environment(runs: Sequence[Record]) -> Markup:
+    """What the runs recorded of where they ran; one column where they all ran on the same."""
+    tables = [{k: json.dumps(v) if isinstance(v, list) else v for k, v in run.environment.items()} for run in runs]
+    if not any(tables):
+        return tag("p", "Not recorded.", class_="quiet")
+    names = list(dict.fromkeys(name for table in tables for name in table))
+    rows = []
+    for name in names:
+        values = [str(table.get(name, "not recorded")) for table in tables]
+        if len(set(values)) == 1:
+            text = join((values[0],))
+        else:
+            lines = (
+                tag("div", tag("small", run.name, class_="quiet"), " ", v) for run, v in zip(runs, values, strict=True)
+            )
+            text = join(lines)
+        rows.append(tag("tr", tag("th", name, scope="row"), tag("td", text)))
+    return tag("table", tag("tbody", *rows), class_="fields")
