@@ -51,7 +51,7 @@ def gae(
     gae_lambda: float,
     mask: Tensor,
 ) -> Tensor:
-    """Generalised advantage estimation (Schulman et al., 2016, arXiv:1506.02438, eq. 11 and 16).
+    """Generalised advantage estimation (Schulman et al., 2016, arXiv:1506.02438, eq. 16).
 
         delta_t = r_t + discount * V_tp1 - V_t
         A_t     = delta_t + discount * gae_lambda * A_tp1

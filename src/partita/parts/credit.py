@@ -57,7 +57,7 @@ def spread(values: Tensor, batch: Batch) -> Tensor:
 
 @dataclass(frozen=True)
 class GAE(Credit):
-    """Generalised advantage estimation (Schulman et al., 2016, arXiv:1506.02438, eq. 11 and 16).
+    """Generalised advantage estimation (Schulman et al., 2016, arXiv:1506.02438, eq. 16).
 
         A_t = sum_l (discount * gae_lambda)^l * delta_{t+l},   delta_t = r_t + discount * V_{t+1} - V_t
 

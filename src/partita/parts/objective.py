@@ -50,7 +50,7 @@ class ClippedSurrogate(Objective):
         loss_t = -min(w_t A_t, clip(w_t, 1 - clip_low, 1 + clip_high) A_t),   w_t = pi(a_t|s_t) / mu(a_t|s_t)
 
     clip_high above clip_low is DAPO's clip-higher (arXiv:2503.14476, eq. 10). dual_clip c > 1 bounds the loss of
-    negative advantages by -c A_t (Ye et al., 2020, arXiv:1912.09729, eq. 5). log_ratio_clamp bounds |log w| before
+    negative advantages by -c A_t (Ye et al., 2020, arXiv:1912.09729). log_ratio_clamp bounds |log w| before
     the exponential (20 in verl and OpenRLHF; none in TRL).
     """
 
@@ -111,8 +111,8 @@ class ClippedWeight(Objective):
 
         loss_t = -sg(clip(w_t, lower, upper)) * A_t * log pi(a_t | s_t)       (eq. 4 and 5)
 
-    lower and upper are bounds on the weight itself. The paper bounds above only, at 1 + eps_high; TRL names the
-    bound itself (`epsilon_high`), verl adds one to it and clips below as well.
+    lower and upper are bounds on the weight itself. The paper writes both and sets the lower so that it never acts;
+    TRL names the bound itself (`epsilon_high`), verl adds one to it and clips below as well.
     """
 
     lower: float = 0.0

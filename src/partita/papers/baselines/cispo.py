@@ -4,7 +4,8 @@ CISPO clips the importance weight instead of the update, so that every token kee
 
     loss = (1 / sum_i |y_i|) sum_i sum_t -sg(clip(w, lower, upper)) * A_i * log pi(a_t | s_t)    (eq. 4 and 5)
 
-The paper gives no lower bound and tunes the upper one; 5 is the value reported by a later study of it (ScaleRL).
+The paper sets the lower bound so that it never acts and tunes the upper one; 5 is the value that TRL's documentation
+gives for the later study of it (ScaleRL, arXiv:2510.13786).
 """
 
 from __future__ import annotations
