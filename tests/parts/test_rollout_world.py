@@ -1,0 +1,104 @@
+"""Conversations with a world: what earned what, in which state, and how each episode ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from partita.core.task import Problem
+from partita.parts.rollout import Sample
+from partita.parts.rollout.world import state_hash
+from partita.policies.language import Language, LanguagePolicy
+from partita.policies.tiny import character_tokenizer, tiny_config, tiny_model
+from partita.tasks.worlds.base import Episode, Reply, World
+
+LENGTHS = (1, 3, 5)  # turns after which an episode is over by itself; the world allows four
+
+
+class Count(Episode):
+    """Earns ten times the turn plus the length of the action; over after `most` turns; says nothing after the second."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.turn, self.state = most, 0, "start"
+
+    def act(self, action: str) -> Reply:
+        self.turn += 1
+        self.state = f"{self.turn % 2}"  # states repeat every second turn
+        done = self.turn == self.most
+        return Reply(
+            "" if done or self.turn == 2 else f"{self.turn}>", 10.0 * self.turn + len(action), done, score=float(done)
+        )
+
+
+@dataclass(frozen=True)
+class Counting(World):
+    max_turns: int = 4
+
+    def problems(self, n, generator):
+        return [Problem(f"p{LENGTHS[i % 3]}>", {"most": LENGTHS[i % 3]}) for i in range(n)]
+
+    def open(self, problem):
+        return Count(problem.data["most"])
+
+
+@pytest.fixture(scope="module")
+def sampled():
+    model = tiny_model(tiny_config("llama", hidden=32, layers=1, heads=2, context=64))
+    policy = LanguagePolicy(model, character_tokenizer(context=64), Language())
+    task = Counting()
+    batch = Sample(max_tokens=3).sample(policy, task, task.problems(3, None), 2, torch.Generator().manual_seed(0))
+    return policy, task, batch
+
+
+def actions_of(policy, batch, row):
+    """The positions and the text of every action of a row."""
+    tokens, mask, turn = batch.inputs["tokens"][row], batch.mask[row], batch.turn[row]
+    for number in range(int(turn[mask].max()) + 1):
+        places = (mask & (turn == number)).nonzero()[:, 0]
+        yield places, policy.decode(tokens[places][None], torch.ones(1, len(places), dtype=torch.bool))[0]
+
+
+def test_rewards_and_states_stand_where_they_were_earned(sampled):
+    policy, task, batch = sampled
+    for row in range(len(batch)):
+        episode = Count(LENGTHS[row // 2])
+        reward, key = torch.zeros(batch.mask.shape[1]), torch.zeros(batch.mask.shape[1], dtype=torch.int64)
+        for places, text in actions_of(policy, batch, row):
+            key[places] = state_hash(episode.state)
+            reward[places[-1]] = episode.act(text).reward
+        assert torch.equal(batch.reward[row], reward)
+        assert torch.equal(batch.state_key[row], key)
+        assert episode.turn == min(LENGTHS[row // 2], task.max_turns)
+
+
+def test_ends_are_told_apart_and_stand_at_the_last_token(sampled):
+    _, _, batch = sampled
+    last = torch.arange(batch.mask.shape[1]).mul(batch.mask).amax(1)
+    for row in range(len(batch)):
+        over = LENGTHS[row // 2] <= 4
+        assert batch.terminated[row].nonzero()[:, 0].tolist() == ([int(last[row])] if over else [])
+        assert batch.truncated[row].nonzero()[:, 0].tolist() == ([] if over else [int(last[row])])
+    assert batch.outcome.tolist() == [1.0, 1.0, 1.0, 1.0, 0.0, 0.0]
+
+
+def test_groups_share_their_prompt_and_records_tell_the_whole_exchange(sampled):
+    policy, _, batch = sampled
+    assert batch.group.tolist() == [0, 0, 1, 1, 2, 2]
+    for row, record in enumerate(batch.records):
+        tokens, there = batch.inputs["tokens"][row], batch.inputs["attend"][row]
+        unread = "4>" if record["why"] == "cut" else ""  # the world's last word, which nobody acted on
+        assert policy.decode(tokens[None], there[None])[0] + unread == record["response"]
+        assert record["why"] == ("done" if LENGTHS[row // 2] <= 4 else "cut")
+
+
+def test_log_probs_are_those_of_the_policy(sampled):
+    policy, _, batch = sampled
+    with torch.no_grad():
+        assert torch.allclose(policy.evaluate(batch).logp, batch.logp, atol=1e-5)
+
+
+def test_state_hashes_are_fixed_positive_and_differ():
+    assert state_hash("a") == state_hash("a") != state_hash("b")
+    assert all(0 < state_hash(str(i)) < 2**63 for i in range(1000))
