@@ -18,7 +18,7 @@ LENGTHS = (1, 3, 5)  # turns after which an episode is over by itself; the world
 
 
 class Count(Episode):
-    """Earns ten times the turn plus the length of the action; over after `most` turns; says nothing after the second."""
+    """Earns ten times the turn plus the length of the action; over after `most` turns; silent after the second."""
 
     def __init__(self, most: int) -> None:
         self.most, self.turn, self.state = most, 0, "start"
