@@ -105,7 +105,7 @@ def test_a_shift_of_all_logits_changes_nothing(shift, seed, chunk):
 
 def test_wrong_input_is_named():
     hidden, weight, bias, targets, _ = _case()
-    with pytest.raises(ValueError, match=r"targets: expected \(N,\) = \(7,\)"):
+    with pytest.raises(ValueError, match=r"targets: expected \(N,\) or \(N, K\) = \(7,\)"):
         gather_logp_entropy(hidden, weight, bias, targets[:3])
     with pytest.raises(ValueError, match="weight: expected"):
         gather_logp_entropy(hidden, weight[:, :2], bias, targets)
@@ -113,3 +113,19 @@ def test_wrong_input_is_named():
         gather_logp_entropy(hidden, weight, bias, targets, 0)
     with pytest.raises(ValueError, match="hidden: expected a floating-point"):
         gather_logp_entropy(hidden.long(), weight, bias, targets)
+
+
+def test_several_tokens_a_row_are_each_as_if_asked_for_alone():
+    hidden, weight, bias, targets, tau = _case()
+    several = torch.stack((targets, (targets + 1) % 5, targets), 1)  # one of them twice
+    leaves = [t.clone().requires_grad_() for t in (hidden, weight, bias)]
+    logp, entropy = gather_logp_entropy(*leaves, several, tau, True, chunk=3)
+    alone = [t.clone().requires_grad_() for t in (hidden, weight, bias)]
+    each = [gather_logp_entropy(*alone, several[:, k], tau, True, chunk=3) for k in range(3)]
+    torch.testing.assert_close(logp, torch.stack([l for l, _ in each], 1))
+    torch.testing.assert_close(entropy, each[0][1])
+    c = torch.randn(7, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    (c * logp).sum().backward()
+    sum((c[:, k] * each[k][0]).sum() for k in range(3)).backward()
+    for a, b in zip(leaves, alone, strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-10, atol=1e-10)

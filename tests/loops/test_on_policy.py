@@ -8,10 +8,11 @@ import torch
 from partita.core.batch import Batch
 from partita.core.registry import recipe as recipe_of
 from partita.estimators.masked import whiten
-from partita.loops import on_policy
+from partita.loops import update as updates
 from partita.loops.learner import Learner
-from partita.loops.on_policy import OnPolicy, explained_variance, gather, minibatches, train, update
+from partita.loops.on_policy import OnPolicy, gather, train
 from partita.loops.run import Generators, Run
+from partita.loops.update import explained_variance, minibatches, update
 from partita.papers.baselines.dapo import DAPO
 from partita.papers.baselines.grpo import GRPO
 from partita.papers.baselines.ppo import PPO
@@ -62,14 +63,14 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(recipe):
 @pytest.mark.parametrize(("epochs", "count"), [(1, 1), (3, 4), (2, 5)])
 def test_updates_are_epochs_times_minibatches_and_every_step_is_seen_once_an_epoch(epochs, count, monkeypatch):
     applied, seen = [], []
-    apply, losses = Learner.apply, on_policy.losses
+    apply, losses = Learner.apply, updates.losses
     monkeypatch.setattr(Learner, "apply", lambda self: applied.append(1) or apply(self))
 
     def spy(recipe, policy, batch, weights, share, watch):
         seen.append(batch.inputs["obs"][:, 0, 0] + 1000 * batch.logp[:, 0])
         return losses(recipe, policy, batch, weights, share, watch)
 
-    monkeypatch.setattr(on_policy, "losses", spy)
+    monkeypatch.setattr(updates, "losses", spy)
     trained(SMALL_PPO.but(epochs=epochs, minibatches=count, steps=2), ProbeContinuous())
     assert len(applied) == 2 * epochs * count
     per_epoch = [torch.cat(seen[i : i + count]).sort().values for i in range(0, len(seen), count)]
@@ -84,7 +85,7 @@ def test_updates_are_epochs_times_minibatches_and_every_step_is_seen_once_an_epo
 def test_minibatches_hold_whole_trajectories_when_a_part_asks():
     task = ProbeDelayed()
     policy = policy_for(task, SMALL_GRPO)
-    batch, _, _ = gather(SMALL_GRPO.fresh(), policy, task, Generators(0))
+    batch, _, _ = gather(SMALL_GRPO.fresh(), policy, task, Generators(0), 1)
     recipe = SMALL_GRPO.but(minibatches=2)
     assert recipe.unit(policy) == "trajectory"
     rows = [(len(m), m.mask.shape[1], last) for m, last in minibatches(recipe, policy, batch, Generators(0))]
@@ -101,7 +102,7 @@ def test_returns_are_those_of_the_unwhitened_advantages():
     task = ProbeDelayed()
     recipe = SMALL_PPO.but(whiten="batch").fresh()
     policy = policy_for(task, recipe)
-    batch, seen, _ = gather(recipe, policy, task, Generators(0))
+    batch, seen, _ = gather(recipe, policy, task, Generators(0), 1)
     raw = recipe.credit(batch)
     torch.testing.assert_close(batch.returns, raw + batch.value)
     torch.testing.assert_close(batch.advantage, whiten(raw, batch.mask))
@@ -198,7 +199,7 @@ def filling(returns, rounds=3):
 
 def test_degenerate_groups_are_sampled_again_until_the_batch_is_full():
     recipe, task = filling((MIXED, FLAT, MIXED)).fresh(), ProbeAction()
-    batch, seen, metrics = gather(recipe, policy_for(task, recipe), task, Generators(0))
+    batch, seen, metrics = gather(recipe, policy_for(task, recipe), task, Generators(0), 1)
     assert len(recipe.rollout._calls) == 3
     assert batch.outcome.tolist() == [0.0, 1.0, 0.0, 1.0] and batch.group.tolist() == [0, 0, 4, 4]
     assert len(seen) == 12 and metrics["kept"] == pytest.approx(4 / 12) and metrics["rounds"] == 3
@@ -213,14 +214,14 @@ def test_no_more_is_sampled_than_needed_nor_more_often_than_allowed():
         ((MIXED,), 1, 1, 2),
     ):
         recipe = filling(returns, rounds).fresh()
-        batch, _, _ = gather(recipe, policy_for(task, recipe), task, Generators(0))
+        batch, _, _ = gather(recipe, policy_for(task, recipe), task, Generators(0), 1)
         assert (len(recipe.rollout._calls), len(batch)) == (calls, kept)
 
 
 def test_a_batch_that_overflows_is_cut_to_its_size():
     both = (0.0, 1.0, 5.0, 6.0)
     recipe, task = filling((MIXED, both)).fresh(), ProbeAction()
-    batch, seen, _ = gather(recipe, policy_for(task, recipe), task, Generators(0))
+    batch, seen, _ = gather(recipe, policy_for(task, recipe), task, Generators(0), 1)
     assert batch.outcome.tolist() == [0.0, 1.0, 0.0, 1.0] and len(seen) == 8
 
 
@@ -307,7 +308,7 @@ def test_update_reports_the_learning_of_the_critic():
     recipe = SMALL_PPO.settle(task, policy_for(task, SMALL_PPO)).fresh()
     policy = policy_for(task, recipe)
     learner = Learner(policy, 1e-3, "constant", 0, 1, None, 0.0, (0.9, 0.999), 1e-8)
-    batch, _, _ = gather(recipe, policy, task, Generators(0))
+    batch, _, _ = gather(recipe, policy, task, Generators(0), 1)
     batch = batch.but(weight=recipe.focus(batch))
     metrics = update(recipe, policy, learner, batch, Generators(0), 1)
     assert metrics["explained_variance"] == pytest.approx(float(explained_variance(batch)))

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from partita.core.errors import UserError
-from partita.loops import on_policy
+from partita.core.errors import NonFinite, UserError
 from partita.loops.on_policy import OnPolicy, train
 from partita.loops.run import Run
 from partita.papers.baselines.grpo import GRPO
@@ -59,7 +58,7 @@ def stops_untouched(recipe, message, prepare=lambda policy: None):
     policy = policy_for(task, recipe)
     prepare(policy)
     before = {n: p.clone() for n, p in policy.state_dict().items()}
-    with pytest.raises(on_policy.NonFinite, match=f"{message} is not finite in .*; stopped"):
+    with pytest.raises(NonFinite, match=f"{message} is not finite in .*; stopped"):
         train(recipe, policy, task, Run(0))
     assert all(torch.equal(a, before[n]) or not before[n].isfinite().all() for n, a in policy.state_dict().items())
 
@@ -96,7 +95,7 @@ def test_an_infinite_loss_with_a_finite_gradient_changes_no_weight():
 
 def test_an_exploding_learning_rate_stops_the_run():
     task, recipe = ProbeContinuous(), SMALL_PPO.but(lr=1e38, steps=5)
-    with pytest.raises(on_policy.NonFinite, match=r"^step \d: \w+: .*; stopped$"):
+    with pytest.raises(NonFinite, match=r"^step \d: \w+: .*; stopped$"):
         train(recipe, policy_for(task, recipe), task, Run(0))
 
 

@@ -67,6 +67,8 @@ def make(b: int = 8, t: int = 5, groups: int = 4, seed: int = 0, holes: bool = F
         returns=advantage + out.value, weight=mask.double(), group=torch.arange(b) // (b // groups),
         outcome=torch.randn(b, generator=g, dtype=torch.float64),
         baseline=torch.randn(b, generator=g, dtype=torch.float64),
+        sampler_logp=(out.logp - near + 0.1 * normal()) * mask, source=torch.zeros(b, dtype=torch.int64),
+        age=torch.arange(b) // (b // groups),
     )  # fmt: skip
 
 

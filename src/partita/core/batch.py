@@ -19,9 +19,9 @@ from partita.core.checks import check_bool
 
 PER_STEP = (
     "mask", "logp", "reward", "terminated", "truncated", "value", "bootstrap", "ref_logp", "entropy",
-    "turn", "state_key", "advantage", "returns", "weight",
+    "turn", "state_key", "advantage", "returns", "weight", "sampler_logp",
 )  # fmt: skip
-PER_TRAJECTORY = ("group", "outcome", "baseline")
+PER_TRAJECTORY = ("group", "outcome", "baseline", "source", "age")
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,14 @@ class Batch:
         turn: int64, turn index of the token (multi-turn worlds).
         state_key: int64, equal for equal states (0 where there is none).
         advantage, returns, weight: filled by the slots `credit` and `focus`.
+        sampler_logp: log-probability under the distribution that was really drawn from, where `logp` is that of the
+            policy itself (another temperature along the sequence, for example); empty where they are the same.
     Per trajectory, (B,):
         group: int64, equal for trajectories of the same problem.
         outcome: the verifier's score, or the episode's undiscounted return.
         baseline: a per-trajectory baseline that a rollout measured (greedy decoding, value tracker).
+        source: int64, who acted: 0 the policy, 1 a demonstration; other numbers as a rollout says (empty: all 0).
+        age: int64, updates since the policy that acted was current (empty: all 0).
     inputs: per step, what the policy consumes: observations and actions, or tokens; (B, T, ...).
     context: per trajectory, what precedes the first step: a prompt; (B, ...).
     records: per trajectory, plain Python values for people and reward functions (problem, text).
@@ -63,9 +67,12 @@ class Batch:
     advantage: Tensor | None = None
     returns: Tensor | None = None
     weight: Tensor | None = None
+    sampler_logp: Tensor | None = None
     group: Tensor | None = None
     outcome: Tensor | None = None
     baseline: Tensor | None = None
+    source: Tensor | None = None
+    age: Tensor | None = None
     inputs: Mapping[str, Tensor] = field(default_factory=dict)
     context: Mapping[str, Tensor] = field(default_factory=dict)
     records: tuple[Any, ...] | None = None
@@ -154,6 +161,17 @@ class Batch:
         out |= {n: per_step(v) for n in PER_TRAJECTORY if (v := getattr(self, n)) is not None}
         return Batch(**out, inputs={k: flat(v) for k, v in self.inputs.items()})
 
+    def state_dict(self) -> dict[str, Any]:
+        """The fields that are filled, as a checkpoint can hold them."""
+        held = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: value for name, value in held.items() if value is not None}
+
+    @staticmethod
+    def from_state(state: Mapping[str, Any]) -> Batch:
+        """Undo `state_dict`."""
+        records = state.get("records")
+        return Batch(**{**state, "records": None if records is None else tuple(records)})
+
     @staticmethod
     def cat(batches: Sequence[Batch]) -> Batch:
         """Concatenate trajectories; shorter ones (and shorter contexts) are padded on the right with zeros."""
@@ -198,12 +216,14 @@ class Outputs:
     """What the policy says now of the actions in a batch, with gradients. All (B, T).
 
     logp: log-probability of the action taken; entropy: of the action distribution; value: V(s_t).
+    alternatives: (B, T, K), log-probabilities of the actions in `batch.inputs["alternatives"]`, where it holds some.
     Entries where `batch.mask` is false are zero.
     """
 
     logp: Tensor
     entropy: Tensor | None = None
     value: Tensor | None = None
+    alternatives: Tensor | None = None
 
     def need(self, name: str) -> Tensor:
         """The field `name`, or a ValueError that says what is missing."""

@@ -8,7 +8,7 @@ import textwrap
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, ClassVar, Literal, Self
 
-Unit = Literal["step", "trajectory"]
+Unit = Literal["step", "trajectory", "group"]
 Domain = Literal["control", "language"]
 
 
@@ -18,8 +18,10 @@ class Part:
     Class attributes:
         slot: the slot that the part fills.
         needs: fields of `Batch` or `Outputs` that the loop must fill before the part is called, of
-            "value", "ref_logp", "entropy", "logp_entropy" (entropy with gradients, in `Outputs`).
-        unit: "trajectory" when a minibatch must hold whole trajectories.
+            "value", "ref_logp", "entropy", "logp_entropy" (entropy with gradients, in `Outputs`), "greedy" (the
+            return of a greedy trajectory, in `baseline`).
+        unit: "trajectory" when a minibatch must hold whole trajectories, "group" when whole groups.
+        whole: true when the part looks at the whole minibatch, which then cannot be split into micro-batches.
         domains: where the part makes sense.
 
     State. A part that remembers (a value tracker, a bandit) keeps tensors and numbers in fields declared
@@ -30,6 +32,7 @@ class Part:
     slot: ClassVar[str] = ""
     needs: ClassVar[tuple[str, ...]] = ()
     unit: ClassVar[Unit] = "step"
+    whole: ClassVar[bool] = False
     domains: ClassVar[tuple[Domain, ...]] = ("control", "language")
     reference: ClassVar[str | None] = None  # how a part from a user's file is named: "file.py:Class"
 

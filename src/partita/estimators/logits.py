@@ -38,6 +38,7 @@ def gather_logp_entropy(
 
     hidden: (N, D). weight: (V, D). bias: (V,) or None. targets: (N,) int64. temperature: a positive number, or
     (N,) of them (no gradient flows to it). entropy: whether H is wanted. chunk: rows at a time; 0 chooses.
+    targets may be (N, K): several tokens for each row, whose log-probabilities come back as (N, K).
     Returns two (N,) tensors in float32 (float64 for float64 inputs), the second None without `entropy`.
     Products run in the dtype of the inputs; softmax and sums over chunks in the dtype of the result.
     Raises ValueError on a wrong shape or dtype. Differentiable once.
@@ -48,7 +49,7 @@ def gather_logp_entropy(
     count, width = hidden.shape
     if weight.shape[1] != width:
         raise ValueError(f"weight: expected (V, D) with D = {width}, got {tuple(weight.shape)}")
-    check_shape("targets", targets, (count,), "(N,)")
+    check_shape("targets", targets, (count, *targets.shape[1:2]), "(N,) or (N, K)")
     if bias is not None:
         check_shape("bias", bias, (weight.shape[0],), "(V,)")
     tau = None
@@ -90,13 +91,14 @@ class _Gather(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         count = hidden.shape[0]
         dtype = torch.promote_types(hidden.dtype, torch.float32)
-        logp = hidden.new_empty(count, dtype=dtype)
-        total = torch.empty_like(logp)
-        ent = torch.empty_like(logp) if entropy else logp.new_empty(0)
+        logp = hidden.new_empty(targets.shape, dtype=dtype)
+        total = logp.new_empty(count)
+        ent = torch.empty_like(total) if entropy else logp.new_empty(0)
+        targets = targets if targets.dim() == 2 else targets[:, None]
         for start in range(0, count, rows):
             part = slice(start, min(start + rows, count))
             z = _logits(hidden[part], weight, bias, _cut(tau, part), dtype)
-            chosen = z.gather(1, targets[part, None])[:, 0]
+            chosen = z.gather(1, targets[part])
             top = z.amax(1)
             if entropy:
                 shifted = z.sub_(top[:, None])
@@ -107,7 +109,7 @@ class _Gather(torch.autograd.Function):
             else:
                 lse = z.sub_(top[:, None]).exp_().sum(1).log_().add_(top)
             total[part] = lse
-            logp[part] = chosen - lse
+            logp.view(targets.shape)[part] = chosen - lse[:, None]
         ctx.save_for_backward(hidden, weight, bias, targets, tau, total, ent)
         ctx.entropy, ctx.rows = entropy, rows
         return logp, ent
@@ -125,7 +127,8 @@ class _Gather(torch.autograd.Function):
             part = slice(start, min(start + ctx.rows, hidden.shape[0]))
             part_tau = _cut(tau, part)
             z = _logits(hidden[part], weight, bias, part_tau, dtype).sub_(total[part, None])  # log pi
-            g = grad_logp[part, None]
+            each = grad_logp.reshape(targets.shape)[part]
+            g = each.sum(1, keepdim=True)
             if ctx.entropy:
                 e = grad_ent[part, None]
                 probability = z.exp()
@@ -133,7 +136,7 @@ class _Gather(torch.autograd.Function):
                 z.add_(ent[part, None]).mul_(e).add_(g).mul_(probability).neg_()
             else:
                 z.exp_().mul_(-g)
-            z.scatter_add_(1, targets[part, None], g.to(dtype))
+            z.scatter_add_(1, targets[part], each.to(dtype))
             if part_tau is not None:
                 z.div_(part_tau)
             if to_bias is not None:

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
-from torch import Tensor
 
 from partita.core.batch import Batch
-from partita.core.errors import NonFinite, UserError
+from partita.core.errors import UserError
+from partita.core.part import Unit
 from partita.core.policy import Policy
 from partita.core.recipe import Recipe
 from partita.core.task import Task
-from partita.estimators.masked import masked_mean, whiten
+from partita.estimators.groups import degenerate
+from partita.estimators.masked import whiten
 from partita.loops.learner import Learner, Schedule
 from partita.loops.run import Generators, Run
+from partita.loops.update import update
 from partita.parts.aggregate import Aggregate, TokenMean
+from partita.parts.behaviour import Behaviour, Current
 from partita.parts.credit import Credit, MonteCarlo
 from partita.parts.curriculum import Curriculum, Uniform
 from partita.parts.focus import AllSteps, Focus
@@ -44,12 +46,13 @@ class OnPolicy(Recipe):
 
     loop: ClassVar[str] = "on_policy"
     slots: ClassVar[tuple[str, ...]] = (
-        "curriculum", "rollout", "reward", "credit", "select", "focus", "objective", "aggregate", "regularisers",
-        "reference",
+        "curriculum", "behaviour", "rollout", "reward", "credit", "select", "focus", "objective", "aggregate",
+        "regularisers", "reference",
     )  # fmt: skip
     many: ClassVar[tuple[str, ...]] = ("regularisers",)
 
     curriculum: Curriculum = Uniform()
+    behaviour: Behaviour = Current()
     rollout: Rollout | None = None
     reward: Reward = Outcome()
     credit: Credit = MonteCarlo()
@@ -120,18 +123,22 @@ class OnPolicy(Recipe):
                 )
             if (why := part.refuses(self, task)) is not None:
                 raise UserError(why)
+            if part.whole and self.micro_batch is not None:
+                raise UserError(
+                    f"micro_batch: {part.slot} {part.part_name()} looks at a whole minibatch; leave --micro-batch out"
+                )
         if policy.domain != task.domain:
             raise UserError(f"policy: it acts in {policy.domain}, and task {task.part_name()} is {task.domain}")
-        trajectories = (self.batch_size or 1) * self.group_size
-        if self.unit(policy) == "trajectory" and self.minibatches > trajectories:
-            raise UserError(
-                f"minibatches: {self.minibatches} are more than the {trajectories} trajectories of a batch; lower it"
-            )
+        unit, groups = self.unit(policy), self.batch_size or 1
+        pieces = groups if unit == "group" else groups * self.group_size
+        if unit != "step" and self.minibatches > pieces:
+            what = "groups" if unit == "group" else "trajectories"
+            raise UserError(f"minibatches: {self.minibatches} are more than the {pieces} {what} of a batch; lower it")
 
-    def unit(self, policy: Policy) -> Literal["step", "trajectory"]:
-        """What minibatches are made of: whole trajectories as soon as a part or the policy asks for them."""
-        asks = [policy.unit, *(part.unit for part in self.parts())]
-        return "trajectory" if "trajectory" in asks else "step"
+    def unit(self, policy: Policy) -> Unit:
+        """What minibatches are made of: whole trajectories, or groups, as soon as something asks for them."""
+        asks = {policy.unit, *(part.unit for part in self.parts())}
+        return "group" if "group" in asks else "trajectory" if "trajectory" in asks else "step"
 
 
 def train(recipe: OnPolicy, policy: Policy, task: Task, run: Run) -> None:
@@ -145,21 +152,25 @@ def train(recipe: OnPolicy, policy: Policy, task: Task, run: Run) -> None:
     )  # fmt: skip
     if "ref_logp" in recipe.needs():
         recipe.reference.start(policy)
+    recipe.behaviour.start(policy)
     remembering = {f"part.{i}.{p.part_name()}": p for i, p in enumerate(recipe.parts()) if hasattr(p, "state_dict")}
     state: dict[str, Any] = {"policy": policy, "learner": learner, "generators": run.generators, **remembering}
     for step in run.steps(recipe.steps, state):
         rate = learner.begin(step)
-        batch, seen, metrics = gather(recipe, policy, task, run.generators)
+        batch, seen, metrics = gather(recipe, policy, task, run.generators, step)
         if len(batch):
             batch = batch.but(weight=recipe.focus(batch))
             metrics |= update(recipe, policy, learner, batch, run.generators, step)
+        recipe.behaviour.update(policy, step)
         recipe.reference.update(policy, step)
         recipe.curriculum.update(seen)
         policy.observe_batch(seen)
         run.log(step, {**metrics, "lr": rate}, seen)
 
 
-def gather(recipe: OnPolicy, policy: Policy, task: Task, rng: Generators) -> tuple[Batch, Batch, dict[str, float]]:
+def gather(
+    recipe: OnPolicy, policy: Policy, task: Task, rng: Generators, step: int
+) -> tuple[Batch, Batch, dict[str, float]]:
     """A batch to learn from, all that was sampled for it, and what to watch of it.
 
     Samples again, up to `select.rounds` times, while `select` leaves fewer trajectories than asked for.
@@ -171,7 +182,10 @@ def gather(recipe: OnPolicy, policy: Policy, task: Task, rng: Generators) -> tup
     seen: list[Batch] = []
     for attempt in range(recipe.select.rounds):
         problems = recipe.curriculum.sample(task, recipe.batch_size, rng["curriculum"])
-        batch = recipe.rollout(policy, task, problems, recipe.group_size, rng["rollout"], needs)
+        with recipe.behaviour.acting(policy, step):
+            batch = recipe.rollout(policy, task, problems, recipe.group_size, rng["rollout"], needs)
+        if age := recipe.behaviour.age(step):
+            batch = batch.but(age=torch.full((len(batch),), age, device=batch.mask.device))
         if attempt:
             batch = batch.but(group=batch.need("group") + attempt * recipe.batch_size)
         if ("value" in needs and batch.value is None) or ("entropy" in needs and batch.entropy is None):
@@ -189,138 +203,18 @@ def gather(recipe: OnPolicy, policy: Policy, task: Task, rng: Generators) -> tup
             break
     batch, everything = Batch.cat(kept)[:wanted], Batch.cat(seen)
     metrics = recipe.rollout.metrics(everything)
+    if recipe.group_size > 1:
+        equal = degenerate(everything.need("reward").sum(1), everything.need("group"))
+        metrics["degenerate"] = float(equal.float().mean())
+    if recipe.reward != Outcome():
+        metrics["reward"] = float(everything.need("reward").sum(1).mean())
     if len(batch) < len(everything):
         metrics |= {"kept": len(batch) / len(everything), "rounds": float(len(kept))}
+    batch = recipe.behaviour.mix(batch, step, rng["behaviour"])
+    if len(batch) and batch.age is not None:
+        metrics["staleness"] = float(batch.age.float().mean())
     if len(batch) and "ref_logp" in needs:
         batch = batch.but(ref_logp=recipe.reference.logp(policy, batch))
     if len(batch) and recipe.whiten == "batch":
         batch = batch.but(advantage=whiten(batch.need("advantage"), batch.mask))
     return batch, everything, metrics
-
-
-def minibatches(recipe: OnPolicy, policy: Policy, batch: Batch, rng: Generators) -> Iterator[tuple[Batch, bool]]:
-    """Shuffled minibatches of every epoch, and whether each is the last of its epoch."""
-    rows = batch.but(reward=None, terminated=None, truncated=None, bootstrap=None)  # `credit` has had its use of them
-    rows = rows.steps() if recipe.unit(policy) == "step" else rows
-    count = min(recipe.minibatches, len(rows))
-    edges = [round(i * len(rows) / count) for i in range(count + 1)]
-    for _ in range(recipe.epochs):
-        shuffled = rows if count == 1 else rows[torch.randperm(len(rows), generator=rng["minibatch"])]
-        for i in range(count):
-            yield (shuffled if count == 1 else shuffled[edges[i] : edges[i + 1]]), i == count - 1
-
-
-def update(
-    recipe: OnPolicy, policy: Policy, learner: Learner, batch: Batch, rng: Generators, step: int
-) -> dict[str, float]:
-    """Every epoch and minibatch of one step; returns the averages of what to watch."""
-    watched: list[dict[str, Tensor]] = []
-    given = batch.need("reward") + batch.need("logp") + batch.need("advantage") + batch.need("weight")
-    if not bool(given.isfinite().all()):  # before the first minibatch, so that no weight moves
-        raise diagnose(recipe, policy, batch, step)
-    for minibatch, last in minibatches(recipe, policy, batch, rng):
-        if recipe.whiten == "minibatch":
-            minibatch = minibatch.but(advantage=whiten(minibatch.need("advantage"), minibatch.mask))
-        weights = recipe.aggregate(minibatch)
-        loss = torch.zeros((), device=weights.device)
-        seen: dict[str, Tensor] = {}
-        steps = minibatch.mask.sum().clamp(min=1)
-        for micro, share in micro_batches(recipe, minibatch, weights):
-            part, notes = losses(recipe, policy, micro, share, len(micro) / len(minibatch), watch=last)
-            part.backward()
-            loss = loss + part.detach()
-            seen |= {n: seen.get(n, 0.0) + v * (micro.mask.sum() / steps) for n, v in notes.items()}
-        if not bool(loss.isfinite()) or not bool((norm := learner.apply()).isfinite()):
-            raise diagnose(recipe, policy, minibatch, step)
-        if last:
-            watched.append({"loss": loss, "grad_norm": norm, **seen})
-    if batch.value is not None:
-        watched[-1] |= {"explained_variance": explained_variance(batch)}
-    names = {name for row in watched for name in row}
-    means = {n: torch.stack([row[n] for row in watched if n in row]).mean() for n in sorted(names)}
-    return dict(zip(means, torch.stack(list(means.values())).tolist(), strict=True)) if means else {}
-
-
-def micro_batches(recipe: OnPolicy, minibatch: Batch, weights: Tensor) -> Iterator[tuple[Batch, Tensor]]:
-    """The minibatch in pieces of at most `micro_batch` trajectories of similar length, with their weights."""
-    size = recipe.micro_batch
-    if size is None or size >= len(minibatch):
-        yield minibatch, weights
-        return
-    order = minibatch.lengths.argsort(stable=True)
-    for rows in order.split(size):
-        yield minibatch[rows], weights[rows]
-
-
-def losses(
-    recipe: OnPolicy, policy: Policy, batch: Batch, weights: Tensor, share: float, watch: bool
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss of a micro-batch, and what to watch of it.
-
-    loss = sum(aggregate * (focus * objective + sum of regularisers))
-    """
-    out = policy.evaluate(batch, entropy="logp_entropy" in recipe.needs())
-    per_step = recipe.objective(out, batch) * batch.need("weight")
-    whole = torch.zeros((), device=weights.device)
-    for regulariser in recipe.regularisers:
-        extra = regulariser(out, batch)
-        if extra.dim():
-            per_step = per_step + extra
-        else:
-            whole = whole + extra * share
-    loss = (weights * per_step).sum() + whole
-    if not watch:
-        return loss, {}
-    with torch.no_grad():
-        drift = batch.need("logp") - out.logp.detach()
-        seen = {"kl": masked_mean(torch.expm1(-drift) + drift, batch.mask), **recipe.objective.metrics(out, batch)}
-        entropy = out.entropy if out.entropy is not None else batch.entropy
-        if entropy is not None:
-            seen["entropy"] = masked_mean(entropy.detach(), batch.mask)
-        if batch.ref_logp is not None:
-            seen["ref_kl"] = masked_mean(out.logp.detach() - batch.ref_logp, batch.mask)
-    return loss, seen
-
-
-def explained_variance(batch: Batch) -> Tensor:
-    """1 - Var(G - V) / Var(G) over the steps of the batch; 1 is a perfect critic, 0 a constant one. Scalar."""
-    returns, value = batch.need("returns")[batch.mask], batch.need("value")[batch.mask]
-    return 1 - (returns - value).var() / returns.var().clamp(min=1e-12)
-
-
-def diagnose(recipe: OnPolicy, policy: Policy, batch: Batch, step: int) -> NonFinite:
-    """The error for a loss or gradient that is not finite: the first tensor along the step that is to blame."""
-    weights = recipe.aggregate(batch)
-    suspects: list[tuple[str, str, Tensor | None]] = [
-        ("reward", "reward", batch.reward),
-        ("rollout", "logp", batch.logp),
-        ("policy", "value", batch.value),
-        ("credit", "advantage", batch.advantage),
-        ("focus", "weight", batch.weight),
-        ("reference", "ref_logp", batch.ref_logp),
-        ("aggregate", "weights", weights),
-    ]
-    if (error := blame(suspects, step)) is not None:
-        return error
-    for micro, _ in micro_batches(recipe, batch, weights):
-        with torch.no_grad():
-            out = policy.evaluate(micro, entropy="logp_entropy" in recipe.needs())
-            suspects = [
-                ("policy", "logp", out.logp),
-                ("policy", "entropy", out.entropy),
-                ("policy", "value", out.value),
-            ]
-            suspects.append(("objective", recipe.objective.part_name(), recipe.objective(out, micro)))
-            suspects += [("regularisers", r.part_name(), r(out, micro)) for r in recipe.regularisers]
-        if (error := blame(suspects, step)) is not None:
-            return error
-    return NonFinite(f"step {step}: policy: the gradient is not finite though the loss is; lower lr; stopped")
-
-
-def blame(suspects: list[tuple[str, str, Tensor | None]], step: int) -> NonFinite | None:
-    """The error that names the first (slot, name, tensor) which is not finite, if there is one."""
-    for slot, name, value in suspects:
-        if value is not None and not bool(value.isfinite().all()):
-            bad = int((~value.isfinite()).sum())
-            return NonFinite(f"step {step}: {slot}: {name} is not finite in {bad} of {value.numel()} entries; stopped")
-    return None

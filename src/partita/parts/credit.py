@@ -189,3 +189,18 @@ def check_unit(name: str, value: float) -> None:
     """Refuse a number outside [0, 1]."""
     if not 0 <= value <= 1:
         raise UserError(f"{name}: expected a number between 0 and 1, got {value}")
+
+
+@dataclass(frozen=True)
+class Constant(Credit):
+    """The same advantage for every step: the log-likelihood of whatever was done.
+
+        A_t = value
+
+    With demonstrations and the objective `reinforce` this is supervised fine-tuning.
+    """
+
+    value: float = 1.0
+
+    def __call__(self, batch: Batch) -> Tensor:
+        return self.value * batch.mask.to(batch.need("logp").dtype)

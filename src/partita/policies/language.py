@@ -161,6 +161,30 @@ class LanguagePolicy(Policy):
         mask = torch.arange(width) < torch.tensor([len(r) for r in rows], dtype=torch.int64)[:, None]
         return tokens.to(self.device), mask.to(self.device)
 
+    def teach(self, prompts: Sequence[str], responses: Sequence[str], group: Tensor) -> Batch:
+        """Given responses as a batch, as if the policy had written them: what a demonstration gives.
+
+        `logp` and `entropy` are the policy's own, at temperature 1; each response ends with the end of sequence unless
+        its last characters stop it anyway. group: (B,). Raises UserError when a prompt with its response exceeds the
+        context.
+        """
+        prompt, prompt_mask = self.encode(prompts)
+        tokens, mask = self.encode(responses, special=False)
+        room = self.context
+        total = prompt_mask.sum(1) + mask.sum(1)
+        if room is not None and len(total) and int(total.max()) > room:
+            row = int(total.argmax())
+            raise UserError(f"demonstration {row}: {int(total[row])} tokens exceed the context of {room}; shorten it")
+        last = torch.arange(mask.shape[1], device=mask.device) == (mask.sum(1, keepdim=True) - 1)
+        batch = Batch(
+            mask=mask, terminated=last, truncated=torch.zeros_like(last), group=group.to(mask.device),
+            inputs={"tokens": tokens.masked_fill(~mask, 0), "temperature": torch.ones(mask.shape, device=mask.device)},
+            context={"prompt": prompt, "prompt_mask": prompt_mask},
+        )  # fmt: skip
+        with torch.no_grad():
+            out = self.evaluate(batch, entropy=True)
+        return batch.but(logp=out.logp, entropy=out.entropy)
+
     def decode(self, tokens: Tensor, mask: Tensor) -> tuple[str, ...]:
         """The text of each row of tokens (B, T), where `mask` (B, T) holds, without special tokens."""
         lengths, rows = mask.sum(1).tolist(), tokens.tolist()
@@ -231,7 +255,8 @@ class LanguagePolicy(Policy):
             log pi(y_t) = log softmax(W h_t / tau_t)[y_t],    V(s_t) = v . h_t + c
 
         Reads inputs["tokens"] (B, T), inputs["temperature"] (B, T) if there (tau, else 1), inputs["attend"]
-        (B, T) bool if there (tokens that exist, else `mask`), context["prompt"] and ["prompt_mask"] (B, P).
+        (B, T) bool if there (tokens that exist, else `mask`), inputs["alternatives"] (B, T, K) if there (other tokens
+        whose log-probabilities are wanted), context["prompt"] and ["prompt_mask"] (B, P).
         """
         packed = pack(batch)
         share = self.settings.share_prefix and not (self.settings.gradient_checkpointing and torch.is_grad_enabled())
@@ -246,17 +271,23 @@ class LanguagePolicy(Policy):
             parts, places = [head.weight[:0]], [packed.slot.new_zeros(0)]
         hidden, place = torch.cat(parts), torch.cat(places)
         targets = batch.inputs["tokens"].flatten()[place]
+        others = batch.inputs.get("alternatives")
+        if others is not None:
+            targets = torch.cat((targets[:, None], others.flatten(0, 1)[place]), 1)
         tau: float | Tensor = 1.0
         if "temperature" in batch.inputs:
             tau = batch.inputs["temperature"].flatten()[place]
         logp, ent = gather_logp_entropy(hidden, head.weight, head.bias, targets, tau, entropy, self.settings.chunk)
 
         def spread(value: Tensor) -> Tensor:
-            flat = value.new_zeros(batch.mask.numel())
-            return flat.index_put((place,), value).view(batch.mask.shape)
+            flat = value.new_zeros(batch.mask.numel(), *value.shape[1:])
+            return flat.index_put((place,), value).view(*batch.mask.shape, *value.shape[1:])
 
         value = None if self.value_head is None else spread(self.value_head(hidden.float())[:, 0])
-        return Outputs(spread(logp), None if ent is None else spread(ent), value)
+        alternatives = None
+        if others is not None:
+            logp, alternatives = logp[:, 0], spread(logp[:, 1:])
+        return Outputs(spread(logp), None if ent is None else spread(ent), value, alternatives)
 
     @contextmanager
     def _checkpointing(self) -> Any:

@@ -14,6 +14,8 @@ from partita.core.part import Part
 from partita.core.policy import Policy
 from partita.core.task import Task
 
+DEMONSTRATION = 1  # `batch.source` of trajectories that were given, not sampled
+
 
 class Rollout(Part):
     """Lets the policy act on problems and returns the batch: actions, behaviour log-probs, rewards as the task gave.
@@ -104,14 +106,26 @@ class Sample(Rollout):
         return respond(policy, task, problems, group_size, sampling, generator)
 
     def metrics(self, batch: Batch) -> dict[str, float]:
-        outcome, lengths = batch.need("outcome"), batch.lengths.float()
-        out = {"return": float(outcome.mean()), "length": float(lengths.mean())}
-        if batch.truncated is not None:
-            out["truncated"] = float(batch.truncated.any(1).float().mean())
-        if batch.records is not None:
-            out["success"] = float((outcome >= 1).float().mean())
-            out["tokens"] = float(batch.lengths.sum())
+        return watched(batch)
+
+
+def watched(batch: Batch) -> dict[str, float]:
+    """What to watch of whole trajectories: return, success and length of the policy's own (not of demonstrations)."""
+    out = {"samples": float(len(batch) if batch.records is not None else batch.lengths.sum())}
+    if batch.records is not None:
+        out["tokens"] = float(batch.lengths.sum())
+    if batch.source is not None:
+        out["demonstrations"] = float((batch.source == DEMONSTRATION).sum())
+        batch = batch[batch.source != DEMONSTRATION]
+    if not len(batch):
         return out
+    outcome = batch.need("outcome")
+    out |= {"return": float(outcome.mean()), "length": float(batch.lengths.float().mean())}
+    if batch.truncated is not None:
+        out["truncated"] = float(batch.truncated.any(1).float().mean())
+    if batch.records is not None:
+        out["success"] = float((outcome >= 1).float().mean())
+    return out
 
 
 @dataclass(frozen=True)
@@ -154,6 +168,7 @@ class Segments(Rollout):
     def metrics(self, batch: Batch) -> dict[str, float]:
         recent = self._live["recent"]
         out = {"steps": float(batch.mask.numel()), "episodes": float(self._live["episodes"])}
+        out["samples"] = out["steps"]
         if recent:
             out["return"] = sum(r for r, _ in recent) / len(recent)
             out["length"] = sum(n for _, n in recent) / len(recent)
@@ -176,3 +191,46 @@ class Segments(Rollout):
         if state:
             self._live["pending"] = state["envs"]
             self._live.update({k: state[k] for k in ("running", "elapsed", "recent", "episodes")})
+
+
+@dataclass(frozen=True)
+class Demonstrations(Rollout):
+    """Worked answers that the task gives, in place of the policy's own (supervised fine-tuning).
+
+    With `--credit constant --objective reinforce` the loss is the log-likelihood of the answers. `logp` is the policy's
+    own at sampling time; `source` is 1. per_problem: answers to each problem (None: the recipe's group size).
+    """
+
+    domains = ("language",)
+    per_problem: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.per_problem is not None and self.per_problem < 1:
+            raise UserError(f"rollout.per_problem: expected 1 or more, got {self.per_problem}")
+
+    def refuses(self, recipe: Any, task: Any) -> str | None:
+        if not hasattr(task, "demonstrate") or hasattr(task, "open"):
+            return (
+                f"rollout {self.part_name()} needs worked answers, and task {task.part_name()} gives none; "
+                "choose a generated task, or a dataset with --task.demonstration-column"
+            )
+        return None
+
+    def __call__(
+        self, policy: Any, task: Any, problems: Any, group_size: int, generator: torch.Generator, needs: Set[str]
+    ) -> Batch:
+        return taught(policy, task, problems, self.per_problem or group_size, generator)
+
+    def metrics(self, batch: Batch) -> dict[str, float]:
+        return watched(batch)
+
+
+def taught(policy: Any, task: Any, problems: Any, count: int, generator: torch.Generator) -> Batch:
+    """`count` demonstrations of every problem as a batch, judged by the task; `source` is 1."""
+    from partita.parts.rollout.language import judged
+
+    asked = [p for p in problems for _ in range(count)]
+    texts = [task.demonstrate(p, generator) for p in asked]
+    group = torch.arange(len(problems)).repeat_interleave(count)
+    batch = judged(policy.teach([p.prompt for p in asked], texts, group), asked, texts, task.verify_all(asked, texts))
+    return batch.but(source=torch.full((len(batch),), DEMONSTRATION, device=batch.mask.device))

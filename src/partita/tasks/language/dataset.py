@@ -23,7 +23,8 @@ class Dataset(LanguageTask):
 
     path: file, or name on the hub (which needs `pip install datasets`). split, subset: of a hub dataset.
     prompt_column, answer_column: names of columns. category_column: what a curriculum chooses between, or "".
-    verifier: exact, numeric, regex, choice or code. template: what the policy reads, around {prompt}.
+    demonstration_column: worked responses, or "". verifier: exact, numeric, regex, choice or code. template: what the
+    policy reads, around {prompt}.
     """
 
     path: str = ""
@@ -34,6 +35,7 @@ class Dataset(LanguageTask):
     split: str = "train"
     subset: str = ""
     category_column: str = ""
+    demonstration_column: str = ""
 
     max_tokens: ClassVar[int] = 512
 
@@ -46,8 +48,9 @@ class Dataset(LanguageTask):
         """Every row as a problem, in order; raises UserError at the first row that cannot be used."""
         rows = load_rows(self.path, self.split, self.subset)
         columns = {"prompt_column": self.prompt_column, "answer_column": self.answer_column}
-        if self.category_column:
-            columns["category_column"] = self.category_column
+        for optional in ("category_column", "demonstration_column"):
+            if name := getattr(self, optional):
+                columns[optional] = name
         for field, column in columns.items():
             need_column(rows, column, field, self.path)
         problems = []
@@ -61,7 +64,10 @@ class Dataset(LanguageTask):
                     f"verifier {self.verifier}: {wrong}"
                 )
             category = str(row[self.category_column]) if self.category_column else ""
-            problems.append(Problem(prompt, {"answer": answer, "row": number}, category))
+            data = {"answer": answer, "row": number}
+            if self.demonstration_column:
+                data["demonstration"] = str(row[self.demonstration_column])
+            problems.append(Problem(prompt, data, category))
         return problems
 
     def problems(self, n: int, generator: torch.Generator) -> list[Problem]:
@@ -69,6 +75,15 @@ class Dataset(LanguageTask):
         loaded = _loaded(self)
         draw = torch.randint(len(loaded), (max(n, 0),), generator=generator, device=generator.device)
         return [loaded[i] for i in draw.tolist()]
+
+    def demonstrate(self, problem: Problem, generator: torch.Generator, flaw: str | None = None) -> str:
+        """The worked response of the problem's row."""
+        if not self.demonstration_column:
+            raise UserError(
+                f"demonstration_column: {self.path} is read without worked responses; name their column with "
+                "--task.demonstration-column"
+            )
+        return problem.data["demonstration"]
 
     def verify(self, problem: Problem, response: str) -> Outcome:
         """What the named verifier says."""

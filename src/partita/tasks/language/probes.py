@@ -31,8 +31,14 @@ DIGITS = frozenset("0123456789")
 class LanguageProbe(LanguageTask):
     """Base of the single-turn probes: one prompt, a response of at most `max_tokens` characters."""
 
+    best: ClassVar[str]  # a response that scores 1
+
     def problems(self, n: int, generator: torch.Generator) -> list[Problem]:
         return [Problem("?")] * n
+
+    def demonstrate(self, problem: Problem, generator: torch.Generator, flaw: str | None = None) -> str:
+        """A response that scores 1."""
+        return self.best
 
     @property
     def optimal_value(self) -> float:
@@ -45,6 +51,7 @@ class ProbeBandit(LanguageProbe):
     """One token: the score is 1 for a lower-case letter, else 0; V* = 1."""
 
     max_tokens: ClassVar[int] = 1
+    best: ClassVar[str] = "a"
 
     def verify(self, problem: Problem, response: str) -> Outcome:
         """1 when the response is one lower-case letter."""
@@ -59,6 +66,7 @@ class ProbeCredit(LanguageProbe):
     """
 
     max_tokens: ClassVar[int] = 2
+    best: ClassVar[str] = "a1"
 
     def verify(self, problem: Problem, response: str) -> Outcome:
         """The mean of both judgements."""
@@ -76,6 +84,7 @@ class ProbeDelayedVerifier(LanguageProbe):
     delay: int = 4
 
     max_tokens: ClassVar[int] = 8
+    best: ClassVar[str] = "a" * 8
 
     def __post_init__(self) -> None:
         if not 0 <= self.delay < self.max_tokens:
