@@ -108,6 +108,8 @@ class Stale(Behaviour):
 class Replayed(Behaviour):
     """Fresh trajectories and, beside them, groups drawn from the last few batches.
 
+        batch = fresh + replayed,    |replayed| = share / (1 - share) * |fresh|
+
     share: of the update's trajectories that are replayed. keep: batches kept. Groups are drawn whole and without
     replacement; advantages are those given when they were fresh. Until something is kept, updates are smaller.
     """
