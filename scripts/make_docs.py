@@ -1,4 +1,4 @@
-"""Write the generated pages of the docs: slots and parts, a page per paper, and the list of tasks."""
+"""Write the generated pages of the docs: slots and parts, a page per paper, tasks, benchmarks, all evidence."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 from partita.core import registry
 from partita.core.part import equations
+from partita.lab import site
 from partita.lab.catalogue import rows, show
 from partita.loops.on_policy import OnPolicy
 
@@ -56,7 +57,8 @@ def papers() -> None:
             f"| [{row['key']}]({row['key']}.md) | {row['family']} | {', '.join(row['changes'])} | {row['title']} |"
         )
         lines = list(show(row["key"]))
-        (folder / f"{row['key']}.md").write_text("\n".join([f"# {lines[0]}", "", *fenced(lines[1:])]))
+        more = f"[Its evidence, plots and code](../evidence/papers/{row['key']}.html)"
+        (folder / f"{row['key']}.md").write_text("\n".join([f"# {lines[0]}", "", *fenced(lines[1:]), more, ""]))
     (folder / "index.md").write_text("\n".join(listing) + "\n")
 
 
@@ -104,4 +106,5 @@ if __name__ == "__main__":
     (DOCS / "slots.md").write_text(slots())
     (DOCS / "tasks.md").write_text(tasks())
     papers()
+    site.build(DOCS / "evidence", evidence=DOCS.parent / "evidence", home="../index.html")
     print(f"wrote the generated pages under {DOCS}")

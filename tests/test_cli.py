@@ -117,7 +117,7 @@ def test_a_run_its_repetition_and_another_seed(tmp_path, capsys):
         (["train", "ppo", "--env", "gym:CartPole-v9", "--smoke"], "CartPole"),
         (["play", "nowhere"], "not a run"),
         (["play", "nowhere", "--episodes", "many"], "expected a whole number"),
-        (["report"], "name one or more run folders"),
+        (["report", "nowhere"], "nowhere: not a run"),
         (["report", "nowhere"], "nowhere"),
     ],
 )

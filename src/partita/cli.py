@@ -7,17 +7,22 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from partita import __version__
 from partita.core.errors import UserError, nearest
-from partita.core.words import take
+from partita.core.words import no_flags, nothing_left, positional, switch, take, whole
 
 HELP = """partita: policy optimisation, in parts
 
   partita train RECIPE [--task T] [--SLOT PART] [--FIELD VALUE] ...   train a policy by recipe
   partita train --config FILE | --resume DIR                          again, or on from where it stopped
   partita play DIR                evaluate a trained policy; --gif FILE or --mp4 FILE to watch it
-  partita report DIR ...          one HTML page comparing runs
+  partita report [DIR ...]        one HTML page comparing runs; without runs, a site of all works and evidence
+  partita compare A B ...         recipes over the same seeds: table, intervals, page; --task T --seeds N --jobs N
+  partita claim KEY               a work's claim, treatment against control, written as evidence; --check, --all
+  partita tune RECIPE             search settings on tuning seeds; --search lr=1e-4..1e-2:log --trials N
+  partita doctor DIR              what is going wrong in a run, and which parts address it
   partita papers                  the works held here; --json, --family F
   partita show KEY                one work: summary, equations, what it changes, evidence
   partita diff A B                two recipes slot by slot, with their equations
@@ -31,8 +36,8 @@ def papers(argv: list[str]) -> None:
     from partita.lab.catalogue import rows
 
     family = take(argv, "--family")
-    as_json = _switch(argv, "--json")
-    _nothing_left(argv, "papers")
+    as_json = switch(argv, "--json")
+    nothing_left(argv, "papers")
     found = rows(family)
     if as_json:
         print(json.dumps(found, indent=1, ensure_ascii=False))
@@ -49,7 +54,7 @@ def show(argv: list[str]) -> None:
     """partita show KEY: summary, equations, what it changes, evidence."""
     from partita.lab.catalogue import show as lines
 
-    key = _positional(argv, "show", "KEY", 1)[0]
+    key = positional(argv, "show", "KEY", 1)[0]
     print("\n".join(lines(key)))
 
 
@@ -57,7 +62,7 @@ def diff(argv: list[str]) -> None:
     """partita diff A B: two recipes slot by slot, fields that differ, equations of both."""
     from partita.lab.catalogue import diff as lines
 
-    a, b = _positional(argv, "diff", "A B", 2)
+    a, b = positional(argv, "diff", "A B", 2)
     print("\n".join(lines(a, b)))
 
 
@@ -95,29 +100,130 @@ def play(argv: list[str]) -> None:
     from partita.lab.play import play as run
 
     options = {name: take(argv, f"--{name}") for name in ("episodes", "seed", "gif", "mp4")}
-    sampled = _switch(argv, "--sampled")
-    folder = _positional(argv, "play", "DIR", 1)[0]
+    sampled = switch(argv, "--sampled")
+    folder = positional(argv, "play", "DIR", 1)[0]
     run(
-        Path(folder), _integer("--episodes", options["episodes"], 100), _integer("--seed", options["seed"], 0),
+        Path(folder), whole("--episodes", options["episodes"], 100), whole("--seed", options["seed"], 0),
         not sampled, options["gif"], options["mp4"],
     )  # fmt: skip
 
 
 def report(argv: list[str]) -> None:
-    """partita report DIR ... [--out FILE]: one self-contained HTML page comparing runs."""
+    """partita report [DIR ...] [--out FILE]: one self-contained HTML page of runs, or of a comparison.
+
+    Without folders: a site of every work held, its parts and its evidence, in the folder --out (evidence-site).
+    """
     from partita.lab.report import write
 
     out = take(argv, "--out")
+    no_flags(argv, "report")
     if not argv:
-        raise UserError("report: name one or more run folders")
-    _no_flags(argv, "report")
+        from partita.lab.site import write_site
+
+        print(write_site(Path(out or "evidence-site")))
+        return
     folders = [Path(a) for a in argv]
+    if len(folders) == 1 and (folders[0] / "comparison.json").is_file():
+        from partita.lab.compare_page import page
+        from partita.lab.comparison import Comparison
+
+        print(f"wrote {page(Comparison.read(folders[0]), target=Path(out) if out else None)}")
+        return
     target = Path(out) if out else (folders[0] / "report.html" if len(folders) == 1 else Path("report.html"))
     print(f"wrote {write(folders, target)}")
 
 
+def compare(argv: list[str]) -> None:
+    """partita compare ARM ARM ... [flags]: recipes over the same seeds and problems; table, intervals and a page.
+
+    ARM is a recipe, or in quotes a recipe with flags of its own: 'mine=grpo --credit leave_one_out'
+    --task T and every other flag of `partita train` go to all arms
+    --seeds N           seeds 0 to N-1 (8); also 3,5,9 or 100:108
+    --budget B          steps=N, samples=N (responses, or steps of environments) or seconds=X for every run
+    --metric M          success, return, or a metric of the steps: entropy, success:area, success:to=0.8
+    --better higher|lower   --threshold X: of the training curve, for the time to reach it
+    --jobs N            runs at a time (one for every core)
+    --engine ray        on a Ray cluster; --address ADDRESS
+    --out DIR           the same command with the same folder goes on where it stopped
+    """
+    carrier = engine(argv)
+    domain = _domain(argv)
+    from partita.lab.pool import Pool, server
+
+    if isinstance(carrier, Pool) and domain is not None:
+        server(domain == "language")  # loads while we do
+    from partita.lab.compare import compare as run
+
+    run(argv, carrier)
+
+
+def _domain(argv: list[str]) -> str | None:
+    """The domain of the task that the words name; None where a glance does not tell."""
+    from partita.core import registry
+
+    words = [word for text in argv for word in text.split("=", 1)]
+    names = [name for flag, name in zip(words, words[1:], strict=False) if flag in ("--task", "--env")]
+    entry = registry.index()["parts"]["task"].get(names[0]) if names else None
+    return None if entry is None else entry["domains"][0]
+
+
+def claim(argv: list[str]) -> None:
+    """partita claim KEY [flags]: run a work's claim, treatment against control, and write evidence/KEY.json.
+
+    --seeds N       other than the claim's own number    --quick: two seeds, nothing written
+    --check         rerun two seeds and say whether the committed evidence is consistent
+    --annotate      put the paper file's analysis into the evidence; runs nothing
+    --all           every work that states a claim; --family F: of a family; --missing: that have no evidence
+    --jobs N, --engine ray, --out DIR (runs/claims), --quiet
+    """
+    from partita.lab.claim import claim as run
+
+    run(argv, engine(argv))
+
+
+def tune(argv: list[str]) -> None:
+    """partita tune RECIPE [flags]: search settings on tuning seeds (1000, 1001, ...), and record every trial.
+
+    --search FLAG=V1,V2,...   or FLAG=LOW..HIGH:log; again for more. Default: lr, ten times lower to ten times higher
+    --trials N (12)  --seeds N (2)  --metric M  --better higher|lower  --jobs N  --engine ray  --out DIR
+    --task T and every other flag of `partita train`
+    """
+    from partita.lab.tune import tune as run
+
+    run(argv, engine(argv))
+
+
+def doctor(argv: list[str]) -> None:
+    """partita doctor DIR [--json]: what is going wrong in a run, with the numbers and the parts that address it.
+
+    DIR         a run's folder, finished or not; or a folder of runs (a comparison), examined one by one
+    --json      {"healthy": bool, "runs": [{"run", "steps", "findings", "passed", "skipped", ...}]}
+    Exit code 1 where a problem was found, 0 otherwise (warnings included), 2 for a folder that is no run.
+    """
+    from partita.lab.doctor import main as run
+
+    run(argv)
+
+
+def engine(argv: list[str]) -> Any:
+    """What carries out many runs: `--jobs N` processes here, or `--engine ray`."""
+    name = take(argv, "--engine") or "processes"
+    if name == "processes":
+        from partita.lab.pool import Pool
+
+        jobs = take(argv, "--jobs")
+        return Pool(None if jobs is None else whole("--jobs", jobs, least=1))
+    if name == "ray":
+        from partita.engines.ray import Ray
+
+        return Ray(take(argv, "--address"))
+    raise UserError(f"--engine {name}: expected processes or ray")
+
+
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    "train": train, "play": play, "report": report, "papers": papers, "show": show, "diff": diff, "parts": parts,
+    "train": train, "compare": compare, "claim": claim, "tune": tune, "doctor": doctor,
+    "play": play, "report": report, "papers": papers, "show": show, "diff": diff,
+    "parts": parts,
 }  # fmt: skip
 
 
@@ -142,47 +248,9 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(2)
     except BrokenPipeError:
         sys.exit(0)
-    except KeyboardInterrupt:
-        print("partita: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        print(f"partita: {stopped.args[0] if stopped.args else 'interrupted'}", file=sys.stderr)
         sys.exit(130)
-
-
-def _switch(argv: list[str], flag: str) -> bool:
-    if flag in argv:
-        argv.remove(flag)
-        return True
-    return False
-
-
-def _integer(flag: str, text: str | None, default: int) -> int:
-    if text is None:
-        return default
-    try:
-        value = int(text)
-    except ValueError:
-        value = -1
-    if value < 0:
-        raise UserError(f"{flag}: expected a whole number, got {text!r}")
-    return value
-
-
-def _no_flags(argv: list[str], command: str) -> None:
-    for word in argv:
-        if word.startswith("-"):
-            raise UserError(f"{command}: no flag {word}; see partita {command} --help")
-
-
-def _nothing_left(argv: list[str], command: str) -> None:
-    _no_flags(argv, command)
-    if argv:
-        raise UserError(f"{command}: unexpected {argv[0]!r}; see partita {command} --help")
-
-
-def _positional(argv: list[str], command: str, names: str, count: int) -> list[str]:
-    _no_flags(argv, command)
-    if len(argv) != count:
-        raise UserError(f"{command}: expected {names}, got {' '.join(argv) or 'nothing'}")
-    return argv
 
 
 if __name__ == "__main__":

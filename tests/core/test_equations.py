@@ -9,7 +9,11 @@ import pytest
 from partita.core import registry
 from partita.core.part import equations, summary
 
-PLAIN = {"uniform", "all_steps", "all", "frozen", "reset", "outcome", "segments", "current", "demonstrations"}  # nothing to write as an equation
+# nothing to write as an equation
+PLAIN = {
+    "uniform", "all_steps", "all", "frozen", "reset", "outcome", "segments", "current", "demonstrations", "pool",
+    "easy_to_hard",
+}  # fmt: skip
 SLOTS = [s for s in registry.index()["parts"] if s not in ("task", "policy")]
 
 

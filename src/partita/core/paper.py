@@ -1,9 +1,10 @@
-"""`Paper` and `Claim`: what a file under `papers/` says of itself."""
+"""`Paper`, `Claim` and `Identity`: what a file under `papers/` says of itself."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 Kind = Literal["method", "diagnostic", "benchmark", "theory", "system", "survey", "baseline"]
@@ -28,17 +29,51 @@ class Paper:
 class Claim:
     """A paper's central claim as an experiment: one treatment against the strongest stated baseline.
 
-    `settings` are changes to both arms alike (steps, batch size); `dial` names the mechanism that the
-    method exploits and the task settings that turn it, weakest first.
+    treatment, control: recipes; both arms get `settings`, named as on the command line ({"steps": 60,
+    "task.level": 2, "policy.model": "tiny-1.5m"}), then what tuning found for each.
+    metric: what is compared (`partita.lab.measures`), or `measure`, a function that takes the folder of a finished run
+    and returns a number. better: which way the treatment should differ; "equal" claims that it does not by `threshold`.
+    kind, threshold: the mean paired difference against 0, or the ratio of means against 1, unless another is named.
+    dial: (name, ((label, settings), ...)), the mechanism that the method exploits, from absent to strongest; the
+    verdict is on the strongest, and whether the effect grows from the first to the last is reported beside it.
+    search: what is tuned in both arms, {"lr": (3e-4, 1e-3, 3e-3)}; search_treatment, search_control: in one of them;
+    both arms must come to the same number of trials. tuned_by: a measure to tune by, the higher the better (None: the
+    evaluation after training, or what the experiment returns).
+    experiment: instead of recipes, a function (arm, seed, **settings) -> number, or {"value": number, ...}.
+    analysis: what the evidence taught, in words; shown beside it.
     """
 
     statement: str
     treatment: str
     control: str
     task: str
-    metric: str
-    better: Literal["higher", "lower"] = "higher"
+    metric: str = "success"
+    better: Literal["higher", "lower", "equal"] = "higher"
+    kind: Literal["difference", "ratio"] = "difference"
+    threshold: float | None = None
     seeds: int = 8
-    task_settings: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
-    dial: tuple[tuple[str, Mapping[str, Any]], ...] = ()
+    dial: tuple[str, tuple[tuple[str, Mapping[str, Any]], ...]] | None = None
+    search: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    search_treatment: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    search_control: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    tuned_by: str | None = None
+    measure: Callable[[Path], Any] | None = None
+    experiment: Callable[..., Any] | None = None
+    analysis: str = ""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A claim whose answer is known: `measure(seed)` gives a number that must be `expected` within `tolerance`.
+
+    relative: the tolerance is a share of the expected number. With several seeds, every one must agree.
+    """
+
+    statement: str
+    measure: Callable[[int], float]
+    expected: float
+    tolerance: float
+    relative: bool = False
+    seeds: int = 1
+    analysis: str = ""

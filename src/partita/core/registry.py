@@ -105,6 +105,12 @@ def paper_module(key: str) -> Any:
     return importlib.import_module(known[key]["module"])
 
 
+def claims_of(module: Any) -> tuple[Any, ...]:
+    """The claims of a paper's module: its `CLAIM`, or its `CLAIMS`, the central one first."""
+    one = getattr(module, "CLAIM", None)
+    return (one,) if one is not None else tuple(getattr(module, "CLAIMS", ()))
+
+
 def build() -> dict[str, Any]:
     """Import every room and collect what it defines."""
     from partita.core.paper import Paper
@@ -144,15 +150,14 @@ def build() -> dict[str, Any]:
                     if name in recipes:
                         raise ValueError(f"{module.__name__}: a second recipe named {name}")
                     recipes[name] = dict(target=f"{module.__name__}:RECIPES", paper=key, loop=value.loop)
-                claim = getattr(module, "CLAIM", None)
+                claim = next(iter(claims_of(module)), None)
                 papers[key] = dict(
                     title=paper.title, arxiv=paper.arxiv, kind=paper.kind, family=module.__name__.split(".")[-2],
                     loop=paper.loop, recipes=list(mine), changes=list(paper.changes), module=module.__name__,
                     summary=summary(module.__doc__),
-                    claim=None if claim is None else dict(
-                        statement=claim.statement, treatment=claim.treatment, control=claim.control,
-                        task=claim.task, metric=claim.metric,
-                    ),
+                    claim=None if claim is None else {"statement": claim.statement} | {
+                        name: getattr(claim, name, None) for name in ("treatment", "control", "task", "metric")
+                    },
                 )  # fmt: skip
     return {
         "parts": {slot: dict(sorted(names.items())) for slot, names in sorted(parts.items())},

@@ -15,18 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from partita.core.errors import UserError
+from partita.lab.files import write_text
 
 TENSOR = "__tensor__"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file under a temporary name and rename it, so that readers see the old or the new one, never half."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(path)
 
 
 def flatten(state: Any, tensors: dict[str, Tensor], path: str = "") -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -23,7 +24,8 @@ class Settings:
     seed: of all randomness. save_every: steps between checkpoints (None: a tenth of the run). eval_every: steps
     between greedy evaluations on held-out problems (0: before and after training only). eval_size: problems or
     episodes of an evaluation. until: stop once the mean return of the last 100 episodes (control) or the success
-    of a step (language) reaches this. threads: of torch (None: all cores for language, one for control).
+    of a step (language) reaches this. samples: stop once so many responses (language) or steps (control) have been
+    sampled. seconds: stop after so long a training. threads: of torch (None: all cores for language, one for control).
     device: cpu, cuda, or auto.
     """
 
@@ -32,14 +34,18 @@ class Settings:
     eval_every: int = 0
     eval_size: int = 200
     until: float | None = None
+    samples: int | None = None
+    seconds: float | None = None
     threads: int | None = None
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        for name, least in (("save_every", 1), ("eval_every", 0), ("eval_size", 0), ("threads", 1)):
+        for name, least in (("save_every", 1), ("eval_every", 0), ("eval_size", 0), ("threads", 1), ("samples", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UserError(f"--{name.replace('_', '-')}: expected {least} or more, got {value}")
+        if self.seconds is not None and not 0 < self.seconds < math.inf:
+            raise UserError(f"--seconds: expected a number above 0, got {self.seconds}")
         if self.device not in ("auto", "cpu", "cuda") and not self.device.startswith("cuda:"):
             raise UserError(f"--device: expected auto, cpu, cuda or cuda:N, got {self.device!r}")
 

@@ -155,6 +155,7 @@ def title(run: Record) -> str:
     if run.config is None:
         return str(run.raw["recipe"])
     ours, theirs = run.config.recipe, registry.recipe(run.config.name)
+    theirs = theirs.settle(run.config.task) if hasattr(theirs, "settle") else theirs  # as it is on this task
     changed = [
         f"{name}={describe(mine) if mine != () else 'none'}"
         for name, mine, held in differences(ours, theirs)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import html
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from partita.core.errors import UserError
 from partita.lab.checkpoint import write_text
+from partita.lab.markup import Markup, join, script, tag
 from partita.lab.records import Record, Section, changed, read_all, sections, statement, title
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
@@ -18,29 +18,6 @@ LONGEST = 4000  # characters of a prompt or response that are shown
 POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:; font-src data:"
 )
-
-
-class Markup(str):
-    """Text that is HTML already."""
-
-
-def tag(name: str, *children: Any, **attributes: Any) -> Markup:
-    """An element; children and attributes that are not `Markup` are escaped. `class_` stands for `class`."""
-    given = "".join(
-        f' {k.rstrip("_").replace("_", "-")}="{html.escape(str(v))}"' for k, v in attributes.items() if v is not None
-    )
-    return Markup(f"<{name}{given}>{join(children)}</{name}>")
-
-
-def join(children: Iterable[Any]) -> Markup:
-    """Children one after another, escaped where they are not `Markup`."""
-    return Markup("".join(c if isinstance(c, Markup) else html.escape(str(c)) for c in children if c is not None))
-
-
-def script(data: Any, id: str) -> Markup:
-    """Data for scripts, unable to end the element that holds it."""
-    text = json.dumps(data, allow_nan=False).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-    return Markup(f'<script type="application/json" id="{html.escape(id)}">{text}</script>')
 
 
 def write(folders: Sequence[Path], target: Path) -> Path:
@@ -100,7 +77,7 @@ def _section(section: Section, index: int, several: bool) -> Markup:
     ]
     out.append(_headline(runs))
     if len(runs) > 1:
-        out.append(_differences(runs))
+        out.append(differing(runs))
     out.append(tag("h3", "Curves"))
     out.append(_controls(runs, index))
     if any(len(s["y"]) >= 40 and "up" not in s for c in section.charts for s in c["series"]):
@@ -122,11 +99,12 @@ def _section(section: Section, index: int, several: bool) -> Markup:
     )
     out += [found for i, run in enumerate(runs) if (found := _samples(run, i, len(runs) > 1)) is not None]
     out.append(tag("h3", "Configuration"))
-    out += [_configuration(run, i, len(runs) == 1) for i, run in enumerate(runs)]
+    out += [configuration(run, i, len(runs) == 1) for i, run in enumerate(runs)]
     return tag("section", *out)
 
 
-def _swatch(index: int) -> Markup:
+def swatch(index: int) -> Markup:
+    """The colour of a run or an arm."""
     return tag("i", class_=f"swatch c{index % 8}", aria_hidden="true")
 
 
@@ -135,7 +113,7 @@ def _headline(runs: Sequence[Record]) -> Markup:
     rows = []
     for i, run in enumerate(runs):
         cells = (
-            join((_swatch(i), run.name)),
+            join((swatch(i), run.name)),
             title(run),
             _measured(run.before, run),
             _measured(run.after, run),
@@ -194,7 +172,7 @@ def duration(seconds: Any) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-def _differences(runs: Sequence[Record]) -> Markup:
+def differing(runs: Sequence[Record]) -> Markup:
     """What differs, in sentences, then field by field with the equations."""
     first, others = runs[0], runs[1:]
     found = {name for run in others for name in changed(first, run)}
@@ -217,7 +195,7 @@ def _differences(runs: Sequence[Record]) -> Markup:
                 text.append(tag("pre", row.equations))
             cells.append(tag("td", tag("div", *text), class_="differs" if differs else None, data_label=run.name))
         rows.append(tag("tr", *cells))
-    heads = [tag("th", "Field"), *(tag("th", _swatch(i), run.name) for i, run in enumerate(runs))]
+    heads = [tag("th", "Field"), *(tag("th", swatch(i), run.name) for i, run in enumerate(runs))]
     table_ = tag("table", tag("thead", tag("tr", *heads)), tag("tbody", *rows), class_="stack")
     return join([*out, tag("div", table_, class_="scroll")])
 
@@ -225,7 +203,7 @@ def _differences(runs: Sequence[Record]) -> Markup:
 def _controls(runs: Sequence[Record], index: int) -> Markup:
     """Buttons that show and hide runs, and the choice of the horizontal axis."""
     toggles = (
-        tag("button", _swatch(i), run.name, type="button", data_run=i, aria_pressed="true")
+        tag("button", swatch(i), run.name, type="button", data_run=i, aria_pressed="true")
         for i, run in enumerate(runs)
         if len(runs) > 1
     )
@@ -260,7 +238,7 @@ def _samples(run: Record, index: int, several: bool) -> Markup | None:
         "details",
         tag(
             "summary",
-            _swatch(index) if several else None,
+            swatch(index) if several else None,
             heads,
             tag("small", f" {len(pairs)}", class_="quiet"),
         ),
@@ -297,7 +275,8 @@ def _cut(text: Any) -> str:
     return text if len(text) <= LONGEST else f"{text[:LONGEST]} [{len(text) - LONGEST} more characters]"
 
 
-def _configuration(run: Record, index: int, open_: bool) -> Markup:
+def configuration(run: Record, index: int, open_: bool) -> Markup:
+    """All fields of a run with the equations of its parts, folded away unless `open_`."""
     rows = []
     for row in run.rows():
         more = tag("pre", row.equations) if row.equations else None
@@ -310,7 +289,7 @@ def _configuration(run: Record, index: int, open_: bool) -> Markup:
             "Some parts of this run could not be loaded here; their equations are missing.",
             class_="warn",
         )
-    name = join((_swatch(index), run.name, tag("small", f" {title(run)}, loop {run.raw.get('loop', 'on_policy')}")))
+    name = join((swatch(index), run.name, tag("small", f" {title(run)}, loop {run.raw.get('loop', 'on_policy')}")))
     table = tag("table", tag("tbody", *rows), class_="fields")
     return tag("details", tag("summary", name), notes, table, open="" if open_ else None)
 

@@ -34,9 +34,13 @@ class FolderRun(Run):
     the same bits. `watch` is called with (step, metrics) after each step.
     """
 
-    def __init__(self, folder: Path, seed: int, save_every: int | None, until: float | None = None) -> None:
+    def __init__(
+        self, folder: Path, seed: int, save_every: int | None, until: float | None = None,
+        samples: int | None = None, limit: float | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(seed)
         self.folder, self.save_every, self.until = folder, save_every, until
+        self.samples, self.limit = samples, limit
         self.watch: list[Callable[[int, dict[str, float], Batch | None], None]] = []
         self.reached = False
         self.interrupted = False
@@ -88,7 +92,7 @@ class FolderRun(Run):
     def steps(self, count: int, state: Mapping[str, Stateful]) -> Iterator[int]:
         every = self.save_every or max(1, count // 10)
         self._restore(state)
-        self._last = time.perf_counter()
+        self._started = self._last = time.perf_counter()
         with _Interrupts(self):
             while self.step < count and not self.stopped:
                 self.step += 1
@@ -108,6 +112,10 @@ class FolderRun(Run):
             file.write(json.dumps(row) + "\n")
         goal = row.get("return" if "window" in row else "success")
         if self.until is not None and goal is not None and goal >= self.until and row.get("window", 100) >= 100:
+            self.reached = self.stopped = True
+        if self.samples is not None and sum(r.get("samples", 0) for r in self.metrics) >= self.samples:
+            self.reached = self.stopped = True
+        if self.limit is not None and row["seconds"] >= self.limit:
             self.reached = self.stopped = True
         for watch in self.watch:
             watch(step, row, batch)

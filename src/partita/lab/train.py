@@ -76,7 +76,7 @@ def launch(config: Config, folder: Path, resume: bool = False, watchers: tuple[A
     config = replace(config, recipe=settle.settle(task, policy))
     settle = config.recipe
     settle.check(task, policy)
-    run = FolderRun(folder, settings.seed, settings.save_every, settings.until)
+    run = FolderRun(folder, settings.seed, settings.save_every, settings.until, settings.samples, settings.seconds)
     run.open(None if resume else config.to_json())
     try:
         environment.record(folder)

@@ -153,19 +153,22 @@ def train(recipe: OnPolicy, policy: Policy, task: Task, run: Run) -> None:
     if "ref_logp" in recipe.needs():
         recipe.reference.start(policy)
     recipe.behaviour.start(policy)
+    recipe.curriculum.start(policy, task, recipe.rollout, run.generators["curriculum"])
     remembering = {f"part.{i}.{p.part_name()}": p for i, p in enumerate(recipe.parts()) if hasattr(p, "state_dict")}
     state: dict[str, Any] = {"policy": policy, "learner": learner, "generators": run.generators, **remembering}
     for step in run.steps(recipe.steps, state):
         rate = learner.begin(step)
         batch, seen, metrics = gather(recipe, policy, task, run.generators, step)
         if len(batch):
+            batch = recipe.focus.look(policy, batch, learner)
             batch = batch.but(weight=recipe.focus(batch))
+            metrics |= recipe.focus.metrics(batch)
             metrics |= update(recipe, policy, learner, batch, run.generators, step)
         recipe.behaviour.update(policy, step)
         recipe.reference.update(policy, step)
-        recipe.curriculum.update(seen)
+        recipe.curriculum.learn(policy, seen)
         policy.observe_batch(seen)
-        run.log(step, {**metrics, "lr": rate}, seen)
+        run.log(step, {**metrics, **recipe.curriculum.metrics(), "lr": rate}, seen)
 
 
 def gather(
@@ -180,6 +183,7 @@ def gather(
     wanted = recipe.batch_size * recipe.group_size
     kept: list[Batch] = []
     seen: list[Batch] = []
+    recipe.rollout.begin(step)
     for attempt in range(recipe.select.rounds):
         problems = recipe.curriculum.sample(task, recipe.batch_size, rng["curriculum"])
         with recipe.behaviour.acting(policy, step):
@@ -188,6 +192,7 @@ def gather(
             batch = batch.but(age=torch.full((len(batch),), age, device=batch.mask.device))
         if attempt:
             batch = batch.but(group=batch.need("group") + attempt * recipe.batch_size)
+        batch = recipe.curriculum.annotate(batch)
         if ("value" in needs and batch.value is None) or ("entropy" in needs and batch.entropy is None):
             with torch.no_grad():
                 out = policy.evaluate(batch, entropy="entropy" in needs)
@@ -201,7 +206,9 @@ def gather(
         kept.append(batch if bool(keep.all()) else batch[keep])
         if sum(map(len, kept)) >= wanted:
             break
-    batch, everything = Batch.cat(kept)[:wanted], Batch.cat(seen)
+    batch, everything = Batch.cat(kept), Batch.cat(seen)
+    if len(kept) > 1:  # what one rollout gave stays whole, though it may be more than was asked for
+        batch = batch[:wanted]
     metrics = recipe.rollout.metrics(everything)
     if recipe.group_size > 1:
         equal = degenerate(everything.need("reward").sum(1), everything.need("group"))

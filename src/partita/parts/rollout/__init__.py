@@ -32,6 +32,9 @@ class Rollout(Part):
     ) -> Batch:
         raise NotImplementedError
 
+    def begin(self, step: int) -> None:
+        """Called before a step of the loop samples, with its number: for schedules over the steps of training."""
+
     def metrics(self, batch: Batch) -> dict[str, float]:
         """What a practitioner watches of the rollout that gave `batch` (return, success, length)."""
         return {}
@@ -77,10 +80,17 @@ class Sample(Rollout):
         self, policy: Any, task: Any, problems: Any, group_size: int, generator: torch.Generator, needs: Set[str]
     ) -> Batch:
         batch = self.sample(policy, task, problems, group_size, generator)
-        if "greedy" in needs:
-            best = self.sample(policy, task, problems, 1, generator, greedy=True)
-            batch = batch.but(baseline=best.need("outcome").repeat_interleave(group_size))
-        return batch
+        return self.compared(batch, policy, task, problems, group_size, generator, needs)
+
+    def compared(
+        self, batch: Batch, policy: Any, task: Any, problems: Any, group_size: int, generator: torch.Generator,
+        needs: Set[str],
+    ) -> Batch:  # fmt: skip
+        """The batch with the return of a greedy trajectory of each problem as `baseline`, if that is wanted."""
+        if "greedy" not in needs:
+            return batch
+        best = self.sample(policy, task, problems, 1, generator, greedy=True)
+        return batch.but(baseline=best.need("outcome").repeat_interleave(group_size))
 
     def sample(
         self, policy: Any, task: Any, problems: Any, group_size: int, generator: torch.Generator, greedy: bool = False
@@ -125,7 +135,23 @@ def watched(batch: Batch) -> dict[str, float]:
         out["truncated"] = float(batch.truncated.any(1).float().mean())
     if batch.records is not None:
         out["success"] = float((outcome >= 1).float().mean())
+        out |= dict(zip(("tokens_decoded", "kv_work"), map(float, decoding(batch)), strict=True))
+        if batch.group is not None and len(batch.group.unique()) < len(batch):
+            answers = {(g, r["response"]) for g, r in zip(batch.group.tolist(), batch.records, strict=True)}
+            out["distinct"] = len(answers) / len(batch)
     return out
+
+
+def decoding(batch: Batch) -> tuple[int, int]:
+    """What it costs to sample the responses of a batch one by one: tokens drawn, and positions attended to.
+
+        kv_work = sum_i sum_t (P_i + t),    t: tokens between the prompt of P_i tokens and the one that is drawn
+
+    Prompts, which a group reads once, are not counted; tokens that a world wrote are attended to, not drawn.
+    """
+    exists = batch.inputs["attend"] | batch.mask if "attend" in batch.inputs else batch.mask
+    before = batch.context["prompt_mask"].sum(1, keepdim=True) + exists.cumsum(1) - 1
+    return int(batch.mask.sum()), int((before * batch.mask).sum())
 
 
 @dataclass(frozen=True)
@@ -214,6 +240,8 @@ class Demonstrations(Rollout):
                 f"rollout {self.part_name()} needs worked answers, and task {task.part_name()} gives none; "
                 "choose a generated task, or a dataset with --task.demonstration-column"
             )
+        if "greedy" in recipe.needs():
+            return f"rollout {self.part_name()} takes no greedy trajectories; choose another --credit"
         return None
 
     def __call__(

@@ -1,0 +1,1 @@
+"""Where else jobs and recipes can run."""
