@@ -96,13 +96,15 @@ def page(models: dict[str, dict[str, Any]], problems: int, greedy: int, samples:
         "in the wrong order, an answer one step too soon. A greedy answer is therefore often wrong where samples are",
         "often right, which is what reinforcement learning can select. The hard slices (longer procedures) were not",
         "seen; there even many samples are rarely right, and demonstrations can teach what reward alone cannot.",
-        "Evaluation problems are drawn anew, but the smallest levels have so few problems that all were seen.",
+        "",
+        "## Evaluation",
+        "",
+        "Problems are drawn anew, but the smallest levels have so few problems that all were seen in training.",
         "",
         f"Greedy: {greedy} problems a level. pass@k: the chance that one of k samples at temperature 1 is right,",
         f"unbiased, from {samples} samples of each of {problems} problems (seed {seed}). `all` is the mean over the",
         "levels, which is what a task draws by default. Written by `scripts/measure_base_models.py`.",
-        "An answer to `lookup` is one of twenty entities, so that 64 guesses are right 96% of the time: read pass@1",
-        "of its hard slice against a chance of 0.05.",
+        "An answer to `lookup` is one of 400 entities: a guess is right 0.25% of the time, one of 64 guesses 15%.",
     ]
     for model, tasks in models.items():
         about = json.loads((SHIPPED / model / "recipe.json").read_text())

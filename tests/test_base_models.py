@@ -97,6 +97,23 @@ def test_the_hard_slice_of_arithmetic_is_out_of_reach() -> None:
     assert float((batch.need("outcome") >= 1).view(16, 64).any(1).float().mean()) <= 0.1
 
 
+@pytest.mark.parametrize("name", [*SINGLE, *WORLDS])
+@pytest.mark.parametrize("model", MODELS)
+def test_what_was_measured_leaves_something_to_select_and_something_to_demonstrate(model: str, name: str) -> None:
+    measured = json.loads((Path(__file__).parents[1] / "docs" / "models.json").read_text())
+    assert measured["settings"]["samples"] == 64
+    assert measured["settings"]["problems"] >= 32
+    task, rows = part_class("task", name)(), measured["models"][model][name]
+    assert list(rows) == ["all", *map(str, task.levels), "hard"]
+    assert 0.10 <= rows["all"]["greedy"] <= 0.40
+    for level in task.levels:
+        first, _, most = rows[str(level)]["passes"]
+        assert most >= 0.85, level
+        assert first < 0.75, level
+    assert rows["hard"]["greedy"] <= 0.02
+    assert rows["hard"]["passes"][-1] <= 0.10
+
+
 @pytest.mark.parametrize("kv_heads", [2, 4])
 def test_the_forward_pass_written_out_for_training_is_that_of_the_library(kv_heads: int) -> None:
     path = Path(__file__).parents[1] / "scripts" / "llama_bf16.py"

@@ -92,6 +92,16 @@ def test_the_hard_slice_combines_pairs_first():
         assert {p.data["steps"][2][0], p.data["steps"][2][2]} == {5, 6}
 
 
+def test_no_result_of_the_levels_has_three_digits():
+    def results(level):
+        task = Countdown(level=level)
+        worked = [task.demonstrate(p, seeded()) for p in task.problems(300, seeded(level))]
+        return [int(step.split("=")[1]) for line in worked for step in line.strip().split(";")]
+
+    assert all(max(results(level)) <= 99 for level in Countdown.levels)
+    assert 99 < max(results(Countdown.hard)) <= 999
+
+
 def test_no_flaw_is_often_right():
     task = Countdown()
     problems = task.problems(300, seeded(1))

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -70,6 +72,7 @@ def test_flaws():
     assert task.demonstrate(made("ti"), seeded(), "early_stop") == "t46#t\n"
     assert task.demonstrate(made("tr"), seeded(), "wrong_order") == "r640t40#rt\n"
     assert task.demonstrate(made("ti"), seeded(), "extra").startswith("t46i57")
+    assert task.demonstrate(made("ti"), seeded(), "doubled") == "t46i57w5757#tiw\n"
 
 
 @pytest.mark.parametrize("response", ["", "lid", "#", "#lid#lid", "#l i d", "#lid ", "\n#lid", "#" + "r" * 100])
@@ -95,6 +98,25 @@ def test_every_cell(level, category):
             assert task.verify(p, f"#{shorter}").parts["examples"] < 1.0
         assert len(worked) <= task.max_tokens
         assert len(p.prompt) <= 40
+
+
+def test_operations_of_levels_2_and_3_are_of_different_families():
+    family = {letter: name for name, letters in FAMILIES.items() for letter in letters}
+    seen = set()
+    for level in (2, 3):
+        for p in Programs(level=level).problems(300, seeded(level)):
+            names = tuple(family[letter] for letter in p.data["program"])
+            assert len(set(names)) == level
+            seen.add(names)
+    assert len(seen) == 6 + 6  # every order of the families occurs
+
+
+def test_no_three_operations_explain_the_hard_slice():
+    for p in Programs(level=4).problems(15, seeded(3)):
+        shown = list(zip(p.data["inputs"], p.data["outputs"], strict=True))[: p.data["shown"]]
+        for n in (1, 2, 3):
+            for letters in itertools.product("rslidnhteu", repeat=n):
+                assert any(execute("".join(letters), xs) != ys for xs, ys in shown)
 
 
 def test_no_flaw_is_often_right():

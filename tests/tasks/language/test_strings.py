@@ -74,6 +74,17 @@ def test_every_cell(level, category):
         assert len(p.prompt) <= 40
 
 
+def test_no_operation_of_the_hard_slice_can_be_left_out():
+    for p in Strings(level=Strings.hard).problems(100, seeded(2)):
+        names = p.data["operations"]
+        assert 7 <= len(p.data["word"]) <= 9
+        for left_out in names:
+            word = p.data["word"]
+            for name in names:
+                word = word if name == left_out else OPERATIONS[name](word)
+            assert word != p.data["answer"]
+
+
 def test_no_flaw_is_often_right():
     task = Strings()
     problems = task.problems(300, seeded(1))

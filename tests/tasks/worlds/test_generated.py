@@ -35,7 +35,7 @@ def test_prompts_end_where_the_policy_acts_and_levels_are_what_was_asked():
 def test_transcripts_stop_at_max_turns():
     world = Lookup(level=1, max_turns=2)
     problem = world.problems(1, torch.Generator().manual_seed(0))[0]
-    written = world.transcript(problem, ["get a.x\n"] * 5)
+    written = world.transcript(problem, ["get aa.x\n"] * 5)
     assert (len(written.spans), written.done, written.score) == (2, False, 0.0)
     assert written.text.endswith(">")
 

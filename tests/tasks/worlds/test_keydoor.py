@@ -238,7 +238,7 @@ def test_observations_and_transcripts_are_short():
     [
         ({"level": 5}, "level: 5"),
         ({"level": -1}, "level: -1"),
-        ({"max_turns": 15}, "set 16 or more"),
+        ({"max_turns": 13}, "set 14 or more"),
         ({"level": 4, "max_turns": 19}, "set 20 or more"),
         ({"milestone": float("nan")}, "milestone"),
     ],

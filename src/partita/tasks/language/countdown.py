@@ -12,7 +12,8 @@ from partita.tasks.language.procedural import Procedural, _Draw
 
 OPERATORS = {"additive": "+-", "multiplicative": "*+-", "divisive": "/*+-"}  # the first defines the category
 STEP = re.compile(r"([0-9]{1,6})([-+*/])([0-9]{1,6})=([0-9]{1,6})")
-LARGEST = 999
+LARGEST = 99  # a result of the levels; HUGE of the hard slice
+HUGE = 999
 LARGE = (11, 25)  # the numbers of the hard slice, from and to
 
 Step = tuple[int, str, int]  # index of a value, operator, index of a value; values are the numbers, then results
@@ -29,7 +30,8 @@ class Countdown(Procedural):
 
     Any valid line scores 1, whichever solution it is; not every number must be used. Categories name the
     operators of the known solution: additive (+ -), multiplicative (at least one *), divisive (at least
-    one /). The hard slice has five numbers from 11 to 25, and combines two pairs before it combines their results.
+    one /); none of its results is above 99. The hard slice has five numbers from 11 to 25 and results up to 999,
+    and combines two pairs before it combines their results.
     `Outcome.parts`: "reached" (the score), "steps" (share of the steps that are valid, up to the first
     that is not), "format" (all steps can be parsed).
     """
@@ -47,6 +49,7 @@ class Countdown(Procedural):
     def _attempt(self, level: int, category: str, draw: _Draw) -> Problem | None:
         operators = OPERATORS[category]
         low, high = LARGE if level == self.hard else (1, 9)
+        largest = HUGE if level == self.hard else LARGEST
         numbers = [draw.between(low, high) for _ in range(level + 1)]
         defining = draw.below(level)
         signs = [draw.choice(operators) for _ in range(level)]
@@ -60,7 +63,7 @@ class Countdown(Procedural):
             if sign in "-/" and values[i] < values[j]:
                 i, j = j, i
             result = _result(values[i], sign, values[j])
-            if not result or result > LARGEST or (sign in "*/" and 1 in (values[i], values[j])):
+            if not result or result > largest or (sign in "*/" and 1 in (values[i], values[j])):
                 return None
             steps.append((i, sign, j))
             values.append(result)
@@ -83,6 +86,15 @@ class Countdown(Procedural):
         reached = left[-1] == problem.data["target"]
         why = "right" if reached else f"{left[-1]} is not the target {problem.data['target']}"
         return Outcome(float(reached), {"reached": float(reached), "steps": 1.0, "format": form}, why)
+
+    def check_chain(self, problem: Problem, response: str) -> bool:
+        """Whether every step takes numbers that are there and states what comes out; the target is for `verify`.
+
+        Here the chain is the answer, so that a right answer has a right chain.
+        """
+        left = list(problem.data["numbers"])
+        parsed = (STEP.fullmatch(text) for text in response.partition("\n")[0].split(";"))
+        return all(match is not None and not _take(left, match) for match in parsed)
 
     def _work(self, problem: Problem, draw: _Draw, flaw: str | None) -> str:
         numbers, steps = problem.data["numbers"], list(problem.data["steps"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -25,6 +27,7 @@ OPERATIONS: dict[str, Callable[[Digits], Digits]] = {
     "w": lambda xs: xs + xs,  # twice over
 }
 FAMILIES = {"order": "rsl", "value": "idn", "select": "hteu"}
+LETTERS = "".join(FAMILIES.values())
 MOST_STEPS = 12  # operations that a program may have
 MOST_DIGITS = 256  # digits that a list may grow to
 HIDDEN = 5  # unit tests that the prompt does not show
@@ -63,7 +66,8 @@ class Programs(Procedural):
     The program is judged by the examples and by five unit tests that the prompt does not show, and scores 1
     when all pass. Categories name the family of its first operation: order (r reverse, s sort, l rotate left),
     value (i add one, d double, n nine minus; modulo ten), select (h first two, t all but the first, e evens,
-    u drop repeats); `w` (twice over) occurs in responses only. The hard slice has four operations.
+    u drop repeats); `w` (twice over) occurs in responses only. The operations of levels 2 and 3 are of different
+    families. The hard slice has four operations of any family, and no three explain its examples.
     `Outcome.parts`: "tests" (share passed), "examples" (share of the shown ones), "trace" (the path shown is
     what the program does to the first example), "format" (there is a program that can be run after one `#`).
     """
@@ -74,19 +78,25 @@ class Programs(Procedural):
     levels: ClassVar[tuple[int, ...]] = (1, 2, 3)
     hard: ClassVar[int] = 4
     categories: ClassVar[tuple[str, ...]] = tuple(FAMILIES)
-    flaws: ClassVar[tuple[str, ...]] = ("wrong_order", "early_stop", "wrong_operator", "extra")
+    flaws: ClassVar[tuple[str, ...]] = ("wrong_order", "early_stop", "wrong_operator", "extra", "doubled")
     _columns: ClassVar[int] = 56
 
     def _attempt(self, level: int, category: str, draw: _Draw) -> Problem | None:
         first = draw.choice(FAMILIES[category])
-        others = [letter for letter in "".join(FAMILIES.values()) if letter != first]
-        program = first + "".join(others[k] for k in draw.shuffled(len(others))[: level - 1])
+        if level == self.hard:
+            others = [letter for letter in LETTERS if letter != first]
+            program = first + "".join(others[k] for k in draw.shuffled(len(others))[: level - 1])
+        else:
+            families = [family for name, family in FAMILIES.items() if name != category]
+            program = first + "".join(draw.choice(families[k]) for k in draw.shuffled(2)[: level - 1])
         shown = 2 if level == 1 else 3
         inputs = [tuple(draw.below(10) for _ in range(3 + draw.below(2))) for _ in range(shown + HIDDEN)]
         outputs = [execute(program, xs) for xs in inputs]
         shorter = [program[:k] + program[k + 1 :] for k in range(level)]
         seen = list(zip(inputs[:shown], outputs[:shown], strict=True))
         if any(not ys for _, ys in seen) or any(_explains(other, seen) for other in shorter):
+            return None
+        if level == self.hard and any(_explains(other, seen) for other in _programs(level - 1)):
             return None
         prompt = " ".join(f"{_text(xs)}>{_text(ys)}" for xs, ys in seen) + "|"
         data = {"program": program, "inputs": tuple(inputs), "outputs": tuple(outputs), "shown": shown}
@@ -110,6 +120,15 @@ class Programs(Procedural):
         }
         return Outcome(float(all(passed)), parts, f"{sum(passed)} of {len(passed)} tests pass")
 
+    def check_chain(self, problem: Problem, response: str) -> bool:
+        """Whether the path before the `#` is what the program behind it does to the first example, step by step."""
+        trace, mark, program = response.partition("\n")[0].partition("#")
+        try:
+            execute(program, problem.data["inputs"][0])
+        except ProgramError:
+            return False
+        return bool(mark) and trace == _path(program, problem.data["inputs"][0])
+
     def _work(self, problem: Problem, draw: _Draw, flaw: str | None) -> str:
         program: str = problem.data["program"]
         at = draw.below(len(program))
@@ -122,9 +141,17 @@ class Programs(Procedural):
             program = program[:-1]
         elif flaw == "extra":
             program += draw.choice([letter for letter in "rslidnhteu" if letter != program[-1]])
+        elif flaw == "doubled":
+            program += "w"
         elif flaw is not None:  # one operation is another; also what the other flaws mean for a single one
             program = program[:at] + other + program[at + 1 :]
         return f"{_path(program, problem.data['inputs'][0])}#{program}\n"
+
+
+@functools.cache
+def _programs(longest: int) -> list[str]:
+    """Every program of at most so many operations that a problem can have."""
+    return ["".join(letters) for n in range(1, longest + 1) for letters in itertools.product(LETTERS, repeat=n)]
 
 
 def _text(digits: Digits) -> str:

@@ -10,7 +10,7 @@ from partita.core.task import Outcome, Problem
 from partita.tasks.language.procedural import Procedural, _Draw
 
 ALPHABET = "abcdefghij"
-SHAPES = {1: (1, 3, 4), 2: (1, 5, 7), 3: (2, 3, 4), 4: (2, 5, 7), 5: (4, 5, 7)}  # operations, letters from, to
+SHAPES = {1: (1, 3, 4), 2: (1, 5, 7), 3: (2, 3, 4), 4: (2, 5, 6), 5: (4, 7, 9)}  # operations, letters from, to
 OPERATIONS: dict[str, Callable[[str], str]] = {  # the code of an operation in a prompt is its first letter
     "reverse": lambda word: word[::-1],
     "left": lambda word: word[1:] + word[:1],
@@ -31,10 +31,11 @@ class Strings(Procedural):
 
         rs:dbac=   cabd;#abcd
 
-    Levels 1 and 2 have one operation, 3 and 4 two, the hard slice four; each changes the word that it is
-    applied to. A problem's category is its first operation. The score is 1 when the text after `#` is the
-    answer. `Outcome.parts`: "answer", "steps" (the words shown on the way are right too), "letters" (share
-    of positions of the answer that hold the right letter), "format" (there is one `#`).
+    Levels 1 and 2 have one operation, 3 and 4 two, the hard slice four on longer words; each changes the word
+    that it is applied to, and none of the hard slice could be left out. A problem's category is its first
+    operation. The score is 1 when the text after `#` is the answer. `Outcome.parts`: "answer", "steps" (the words
+    shown on the way are right too), "letters" (share of positions of the answer that hold the right letter),
+    "format" (there is one `#`).
     """
 
     level: int = 0
@@ -54,6 +55,8 @@ class Strings(Procedural):
         words = [word, *_trace(word, names)]
         if any(before == after for before, after in zip(words, words[1:], strict=False)):
             return None
+        if level == self.hard and any(_trace(word, names[:k] + names[k + 1 :])[-1] == words[-1] for k in range(count)):
+            return None
         codes = "".join(name[0] for name in names)
         return Problem(
             f"{codes}:{word}=", {"word": word, "operations": tuple(names), "answer": words[-1]}, category, level
@@ -71,6 +74,12 @@ class Strings(Procedural):
         steps = line == _written(_trace(problem.data["word"], problem.data["operations"]))
         parts = {"answer": float(right), "steps": float(steps), "letters": same, "format": 1.0}
         return Outcome(float(right), parts, "right" if right else f"{given!r} is not {answer!r}")
+
+    def check_chain(self, problem: Problem, response: str) -> bool:
+        """Whether the word after each operation but the last is there, in order and right, up to the `#`."""
+        chain, mark, _ = response.partition("\n")[0].partition("#")
+        words = _trace(problem.data["word"], problem.data["operations"])
+        return bool(mark) and chain == _written(words).partition("#")[0]
 
     def _work(self, problem: Problem, draw: _Draw, flaw: str | None) -> str:
         word, names = problem.data["word"], list(problem.data["operations"])

@@ -16,9 +16,9 @@ from partita.tasks.worlds.maze import ACTIONS, MOVES, Maze, Place, draw, parse
 
 KEYS = "klm"
 LEVELS = {  # level: size, keys, passages beyond a tree, longest shortest solution
-    1: (3, 1, 1, 10),
-    2: (4, 1, 3, 12),
-    3: (4, 2, 3, 16),
+    1: (3, 1, 2, 8),
+    2: (4, 1, 4, 10),
+    3: (4, 2, 4, 14),
     4: (5, 3, 4, 20),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 from collections.abc import Iterable
@@ -15,30 +16,31 @@ from partita.core.task import Problem
 from partita.tasks.worlds.base import MALFORMED, MARKER, Episode, Reply
 from partita.tasks.worlds.generated import Dice, Generated
 
-ENTITIES = "abcdefghijklmnopqrst"
+LETTERS = "abcdefghijklmnopqrst"
+ENTITIES = [a + b for a in LETTERS for b in LETTERS]
 RELATIONS = "xyz"
 HOPS = {1: 1, 2: 2, 3: 3, 4: 5}
-GET = re.compile(f"get ([{ENTITIES}])\\.([{RELATIONS}])")
-ANSWER = re.compile(f"ans ([{ENTITIES}])")
+GET = re.compile(f"get ([{LETTERS}]{{2}})\\.([{RELATIONS}])")
+ANSWER = re.compile(f"ans ([{LETTERS}]{{2}})")
 
 Fact = tuple[str, str]  # an entity and a relation
 
 
 @dataclass(frozen=True)
 class Lookup(Generated):
-    """A chain of relations to follow with a look-up tool: `get m.x` asks for relation x of m, `ans q` answers.
+    """A chain of relations to follow with a look-up tool: `get mo.x` asks for relation x of mo, `ans qa` answers.
 
-    Three relations hold between twenty entities, a table that only the tool can see. A question of k hops needs
-    k look-ups, each of what the one before has found:
+    Three relations hold between 400 entities of two letters, a table that only the tool can see. A question of
+    k hops needs k look-ups, each of what the one before has found:
 
-        m.xz?>get m.x       the question: relation z of relation x of m
-        d>get d.z
-        q>ans q
+        mo.xz?>get mo.x     the question: relation z of relation x of mo
+        db>get db.z
+        qa>ans qa
 
     An answer ends the episode: reward and score 1 if right, else 0. Each look-up costs `call_cost`. Other
     text is answered by `?`. Parts: "calls" (look-ups), "needed" (those that the question takes).
     The state is what is known: the question and the facts that were looked up, in whatever order.
-    Levels 1 to 3 have as many hops; the hard level 4 has five. Guessing is right once in twenty.
+    Levels 1 to 3 have as many hops; the hard level 4 has five. Guessing is right once in about 400.
     """
 
     level: int = 0
@@ -60,16 +62,14 @@ class Lookup(Generated):
 
     def _problem(self, level: int, dice: Dice) -> Problem:
         hops = HOPS[level]
-        table = {}
-        for relation in RELATIONS:
-            for i, entity in enumerate(ENTITIES):
-                table[entity, relation] = ENTITIES[(i + 1 + dice.below(len(ENTITIES) - 1)) % len(ENTITIES)]
-        chain = dice.shuffled(ENTITIES)[: hops + 1]
+        chain: list[str] = []
+        while len(chain) <= hops:
+            if (entity := dice.choice(ENTITIES)) not in chain:
+                chain.append(entity)
         path = "".join(dice.choice(RELATIONS) for _ in range(hops))
-        for here, relation, there in zip(chain, path, chain[1:], strict=False):
-            table[here, relation] = there
-        rows = {r: "".join(table[e, r] for e in ENTITIES) for r in RELATIONS}
-        data = {"start": chain[0], "path": path, "answer": chain[-1], "table": rows}
+        links = {f"{chain[k]}.{relation}": chain[k + 1] for k, relation in enumerate(path)}
+        table = dice.below(2**32)
+        data = {"start": chain[0], "path": path, "answer": chain[-1], "links": links, "table": table}
         return Problem(f"{chain[0]}.{path}?{MARKER}", data, f"hops{hops}", level)
 
     def open(self, problem: Problem) -> Search:
@@ -103,8 +103,17 @@ class Lookup(Generated):
 
 
 def look_up(problem: Problem, entity: str, relation: str) -> str:
-    """The entity that stands in `relation` to `entity`."""
-    return problem.data["table"][relation][ENTITIES.index(entity)]
+    """The entity that stands in `relation` to `entity`, never itself.
+
+    The links of the question's chain are kept in the problem; all others follow from the number of its table.
+    """
+    fact = f"{entity}.{relation}"
+    if there := problem.data["links"].get(fact):
+        return str(there)
+    drawn = hashlib.blake2b(f"{problem.data['table']}/{fact}".encode(), digest_size=8).digest()
+    further = 1 + int.from_bytes(drawn, "big") % (len(ENTITIES) - 1)
+    first, second = map(LETTERS.index, entity)
+    return ENTITIES[(first * len(LETTERS) + second + further) % len(ENTITIES)]
 
 
 def _random(dice: Dice, turns: int) -> list[str]:
@@ -131,8 +140,8 @@ class Search(Episode):
     def state(self) -> str:  # type: ignore[override]
         """The question, the table, the facts known, and the answer once given."""
         data = self.problem.data
-        table = "/".join(data["table"][r] for r in RELATIONS)
-        return f"{data['start']}.{data['path']}|{table}|{_written(self.known)}|{self.answer}"
+        links = ",".join(f"{fact}>{there}" for fact, there in data["links"].items())
+        return f"{data['start']}.{data['path']}|{links}/{data['table']}|{_written(self.known)}|{self.answer}"
 
     def act(self, action: str) -> Reply:
         """One look-up or the answer."""

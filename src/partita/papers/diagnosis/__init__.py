@@ -1,0 +1,1 @@
+"""Diagnosis: measures of what training did."""

@@ -1,0 +1,1 @@
+"""Hybrid: supervised and reinforcement learning in one."""

@@ -1,0 +1,1 @@
+"""Reasoning: language models trained on verifiable rewards."""
