@@ -140,7 +140,7 @@ _SETTINGS = {
     "eval_size": 300,
 }  # fmt: skip
 _RATES: dict[str, tuple[float, ...]] = {"lr": (3e-4, 1e-3)}
-_TARGETS, _CLIPS = {"objective.target": (0.4, 0.6)}, {"objective.clip_high": (0.2, 0.28)}
+_TARGETS, _CLIPS = {"objective.target": (0.4, 0.5)}, {"objective.clip_high": (0.2, 0.28)}
 
 CLAIMS = (
     Claim(

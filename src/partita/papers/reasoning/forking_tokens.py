@@ -73,7 +73,7 @@ FORKING = DAPO.but(focus=ForkingTokens())
 RECIPES = {"forking_tokens": FORKING, "forking_rest": FORKING.but(focus=ForkingTokens(rest=True))}
 
 _LONG_CHAINS = {"policy.model": "tiny-0.3m", "task.level": 3, "steps": 40, "batch_size": 12, "eval_size": 300}
-_RATES = {"lr": (3e-4, 1e-3, 3e-3)}
+_RATES = {"lr": (3e-4, 1e-3, 2e-3)}
 
 CLAIMS = (
     Claim(
