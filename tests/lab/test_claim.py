@@ -130,6 +130,14 @@ def test_several_statements_are_several_entries(hold):
     assert [e["statement"] for e in entries(path)] == ["is better", "two"]
 
 
+def test_statements_about_the_same_runs_share_them(hold):
+    plain = replace(PLAIN, settings={"rate": 2.0})
+    path = hold(plain, replace(plain, statement="is better by a third", kind="ratio", threshold=1.3))
+    run()
+    assert len(CALLS) == 8 and len(entries(path)) == 2
+    assert entries(path)[0]["values"] == entries(path)[1]["values"]
+
+
 def test_both_arms_are_tuned_alike_on_other_seeds_and_the_record_is_kept(hold, tmp_path):
     path = hold(replace(PLAIN, search={"rate": (1.0, 2.0, 5.0)}))
     run()

@@ -12,7 +12,7 @@ from test_report import parsed
 
 from partita.core.errors import UserError
 from partita.lab.compare_page import page
-from partita.lab.compared import bands, mean, number, part, shown, smoothed, summary, table
+from partita.lab.compared import bands, few, mean, number, part, shown, smoothed, summary, table
 from partita.lab.comparison import Comparison
 
 ONE, TWO, THREE = [1.0, 2.0, 3.0, 4.0], [2.0, 3.0, 5.0, 6.0], [0.0, 1.0, 2.0, 1.0]
@@ -100,6 +100,7 @@ def test_bands(tmp_path):
     held = two(tmp_path)
     flat = [0.0, 2.0, 4.0]
     assert bands(held, "samples", 3)["two"] == {"x": [10.0, 20.0, 30.0], "mean": flat, "low": flat, "high": flat}
+    assert bands(held, "samples")["two"]["x"] == [10.0, 20.0, 30.0]  # nothing between the steps
     one = replace(held, seeds=(0,))
     assert bands(one, "step", 2)["one"] == {"x": [1.0, 3.0], "mean": [0.0, 2.0], "low": [None] * 2, "high": [None] * 2}
     assert bands(replace(one, metric="entropy"), "step") == {}
@@ -113,6 +114,26 @@ def test_one_seed_has_no_interval(tmp_path):
     lines = table(found)
     assert lines[0] == "return on cartpole, higher is better, 1 seed: no interval"
     assert "1.000  " in lines[3] and "[" not in lines[3]
+
+
+def test_intervals_of_shares_end_where_shares_do(tmp_path):
+    found = two(tmp_path)
+    for seed, value in enumerate((0.0, 1.0, 1.0, 1.0)):
+        for label in found.arms:
+            job = found.job(label, seed)
+            job.folder.joinpath("result.json").write_text(
+                json.dumps({**(job.result() or {}), "after": {"metric": "success", "mean": value}})
+            )
+    told = summary(replace(found, metric="success"))["arms"]["one"]["mean"]
+    assert told[0] == 0.75 and 0.0 <= told[1] < 0.75 and told[2] == 1.0
+    free = summary(replace(found, metric="return"))["arms"]["one"]["mean"]
+    assert free[2] == pytest.approx(0.75 + T * 0.25)  # s = 1/2, four seeds
+
+
+def test_few_seeds_are_called_few(tmp_path):
+    said = "4 seeds are few: no p below 0.125 is possible"
+    assert any(line.startswith(said) for line in table(summary(two(tmp_path))))
+    assert few(6) == "" and few(1) == "" and few(5).startswith("5 seeds are few: no p below 0.0625")
 
 
 def test_table(tmp_path):

@@ -130,7 +130,12 @@ def test_no_worker_outlives_whoever_started_it(tmp_path):
     assert alive(worker) and alive(server)
     parent.kill()
     parent.wait()
-    waited_for(lambda: not alive(worker) and not alive(server), 20)
+    try:
+        waited_for(lambda: not alive(worker) and not alive(server), 20)
+    finally:
+        for process in (worker, server):
+            if alive(process):
+                os.kill(process, signal.SIGKILL)
 
 
 def test_an_interrupt_lets_runs_save_themselves_and_the_rest_follows(tmp_path):

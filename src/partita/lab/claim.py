@@ -64,14 +64,14 @@ def chosen(family: str | None, missing: bool) -> list[str]:
 def measure(key: str, count: int | None, quick: bool, engine: Engine, root: Path, quiet: bool) -> None:
     """Run every arm of every claim of a paper, and write the evidence (unless it is only a quick look)."""
     entries, began = [], time.monotonic()
-    for number, statement in enumerate(claims(key)):
-        tuning = None if isinstance(statement, Identity) else tuned(key, number, statement, engine, root, quiet)
+    for statement in claims(key):
+        tuning = None if isinstance(statement, Identity) else tuned(key, statement, engine, root, quiet)
         found = {} if tuning is None else {arm: tuning[arm] for arm in ARMS}
         trial = Trial(statement, Path(), seeds_of(statement, count), found)
         if quick and isinstance(statement, Claim) and statement.dial is not None:
             name, settings = statement.dial
             trial = replace(trial, claim=replace(statement, dial=(name, (settings[0], settings[-1]))))
-        trial = replace(trial, folder=place(root, key, number, fingerprint(trial)))
+        trial = replace(trial, folder=place(root, key, fingerprint(trial)))
         trial.open()
         with Watch(f"claim {key}", quiet) as watch:
             engine.run(trial.jobs(), watch)
@@ -85,12 +85,15 @@ def measure(key: str, count: int | None, quick: bool, engine: Engine, root: Path
         print(f"{key}: wrote {evidence.write(key, entries)}")
 
 
-def place(root: Path, key: str, number: int, mark: str) -> Path:
-    """Where the jobs of a statement live: one folder for each state of the code and of the claim."""
-    return root / key / f"{number}-{evidence.code()}-{mark}"
+def place(root: Path, key: str, mark: str) -> Path:
+    """Where the jobs of a statement live: one folder for each state of the code and each set of jobs.
+
+    Statements that ask for the same runs share them.
+    """
+    return root / key / f"{evidence.code()}-{mark}"
 
 
-def tuned(key: str, number: int, claim: Claim, engine: Engine, root: Path, quiet: bool) -> dict[str, Any] | None:
+def tuned(key: str, claim: Claim, engine: Engine, root: Path, quiet: bool) -> dict[str, Any] | None:
     """What tuning found for each arm of a claim, from the record beside the evidence, or by tuning now.
 
     Both arms get the same number of trials, on the strongest setting of the dial, on seeds that are not reported.
@@ -118,7 +121,7 @@ def tuned(key: str, number: int, claim: Claim, engine: Engine, root: Path, quiet
         mark = fingerprint(Trial(claim, Path(), seeds))
         better = claim.better if claim.experiment is not None and claim.better != "equal" else "higher"
         tuning = Tuning(
-            place(root, key, number, mark) / "tuning" / arm, _job(claim, arm), _value(claim), spaces[arm],
+            place(root, key, mark) / "tuning" / arm, _job(claim, arm), _value(claim), spaces[arm],
             sizes[arm], seeds, better,
         )  # fmt: skip
         with Watch(f"tune {key} {arm}", quiet) as watch:
@@ -183,7 +186,7 @@ def again(key: str, engine: Engine, root: Path, quiet: bool) -> None:
     if not held:
         raise UserError(f"claim {key} --check: no evidence is held; measure it with: partita claim {key}")
     wrong = 0
-    for number, statement in enumerate(claims(key)):
+    for statement in claims(key):
         entry = held.get(statement.statement)
         if entry is None:
             raise UserError(f"claim {key} --check: the evidence has no entry for: {statement.statement}")
@@ -194,7 +197,7 @@ def again(key: str, engine: Engine, root: Path, quiet: bool) -> None:
             name, settings = statement.dial
             trial = replace(trial, claim=replace(statement, dial=(name, settings[-1:])))
         mark = f"check-{fingerprint(trial)}"
-        trial = replace(trial, folder=place(root, key, number, mark))
+        trial = replace(trial, folder=place(root, key, mark))
         with Watch(f"check {key}", quiet) as watch:
             engine.run(trial.jobs(), watch)
         identity = isinstance(statement, Identity)

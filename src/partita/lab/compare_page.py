@@ -10,7 +10,7 @@ from typing import Any
 from partita.core.errors import UserError
 from partita.lab import compare_plots as plots
 from partita.lab.checkpoint import write_text
-from partita.lab.compared import AXES, WORDS, bands, curve_name, number, shown, summary
+from partita.lab.compared import AXES, WORDS, bands, curve_name, few, number, shown, summary
 from partita.lab.comparison import Comparison
 from partita.lab.markup import Markup, join, tag
 from partita.lab.records import Record, read, title
@@ -20,7 +20,7 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 METHODS = (
     ("Same conditions", "A seed decides the initial weights, the problems and their order, and the problems of the "
      "evaluation: arms with the same seed meet the same. Differences are taken seed by seed."),
-    ("Mean", "Student's interval over seeds."),
+    ("Mean", "Student's interval over seeds, cut at 0 and 1 where the score is a share."),
     ("Interquartile mean", "The mean without the lowest and the highest quarter of the seeds; percentile interval of "
      "the bootstrap over seeds (Agarwal et al. 2021)."),
     ("Difference", "Student's interval of the paired differences. With several arms against the first, each interval "
@@ -135,6 +135,8 @@ def _result(found: Mapping[str, Any], firsts: Sequence[Record]) -> Markup:
             for label, row in against.items()
         ]  # fmt: skip
         out.append(_table(heads, rows))
+        if told := few(len(found["seeds"])):
+            out.append(tag("p", f"{told}.", class_="quiet note"))
     return tag("section", *out)
 
 

@@ -17,6 +17,7 @@ from partita.lab.measures import SMOOTH
 from partita.lab.statistics import Estimate
 
 POINTS = 100  # of a curve
+ENOUGH = 6  # seeds from which the sign-flip test can give p < 0.05
 AXES = ("step", "samples", "seconds")
 WORDS = {"holds": "better", "unclear": "no difference that these seeds can show", "fails": "worse"}
 
@@ -33,6 +34,7 @@ def summary(comparison: Comparison) -> dict[str, Any]:
     values = comparison.values()
     labels = list(values)
     results = comparison.results()
+    bounds = (0.0, 1.0) if is_share(comparison.metric) else (-math.inf, math.inf)
     arms: dict[str, dict[str, Any]] = {}
     for label in labels:
         mine = [r for r in results if r["arm"] == label]
@@ -40,7 +42,7 @@ def summary(comparison: Comparison) -> dict[str, Any]:
         arms[label] = {
             "values": values[label],
             "before": sum(before) / len(before) if before and comparison.evaluated else None,
-            "mean": triple(mean(values[label])),
+            "mean": triple(mean(values[label]), bounds),
             "iqm": triple(summaries.iqm_estimate(values[label])),
             "steps": [r["steps"] for r in mine],
             "seconds": [round(r["seconds"], 3) for r in mine],
@@ -53,14 +55,15 @@ def summary(comparison: Comparison) -> dict[str, Any]:
         "metric": comparison.metric, "better": comparison.better, "threshold": comparison.threshold,
         "task": next(iter(comparison.arms.values())).task.part_name(), "seeds": list(comparison.seeds),
         "baseline": labels[0], "test": statistics.paired_test(len(comparison.seeds)),
-        "arms": arms, "against": _against(values, comparison.better),
+        "arms": arms,
+        "against": _against(values, comparison.better, bounds[1] - bounds[0]),
     }  # fmt: skip
     write_text(comparison.folder / "summary.json", json.dumps(found, indent=1, allow_nan=False) + "\n")
     return found
 
 
-def _against(values: Mapping[str, Sequence[float]], better: str) -> dict[str, Any]:
-    """Every arm but the first against the first."""
+def _against(values: Mapping[str, Sequence[float]], better: str, most: float) -> dict[str, Any]:
+    """Every arm but the first against the first; no difference is beyond `most`."""
     (_, base), *others = values.items()
     if not others:
         return {}
@@ -72,7 +75,7 @@ def _against(values: Mapping[str, Sequence[float]], better: str) -> dict[str, An
         wins = summaries.probability_of_improvement([sign * v for v in mine], [sign * v for v in base])
         direction: Literal["higher", "lower"] = "higher" if better == "higher" else "lower"
         out[label] = {
-            "difference": triple(estimate),
+            "difference": triple(estimate, (-most, most)),
             "verdict": statistics.verdict(estimate, direction),
             "p": float(adjusted),
             "p_alone": p,
@@ -86,9 +89,17 @@ def mean(values: Sequence[float]) -> Estimate:
     return statistics.paired_effect(values, [0.0] * len(values))
 
 
-def triple(estimate: Estimate) -> list[float | None]:
-    """[value, low, high], with None where an end is not finite."""
-    return [_finite(v) for v in (estimate.value, estimate.low, estimate.high)]
+def is_share(metric: str) -> bool:
+    """Whether a metric lies between 0 and 1 by what it is."""
+    name, _, how = metric.partition(":")
+    return name == "success" and how != "sum" and not how.startswith("to=")
+
+
+def triple(estimate: Estimate, bounds: tuple[float, float] = (-math.inf, math.inf)) -> list[float | None]:
+    """[value, low, high], cut at what is possible, with None where an end is not finite."""
+    if not math.isfinite(estimate.low):
+        return [_finite(estimate.value), None, None]
+    return [float(v) for v in (estimate.value, max(estimate.low, bounds[0]), min(estimate.high, bounds[1]))]
 
 
 def _finite(value: float) -> float | None:
@@ -152,13 +163,22 @@ def bands(comparison: Comparison, axis: str, points: int = POINTS, smooth: bool 
     out = {}
     for label, held in curves(comparison, axis).items():
         try:
-            x, rows = efficiency.align([smoothed(c) if smooth else c for c in held], points)
+            x, rows = _aligned([smoothed(c) if smooth else c for c in held], points)
         except UserError:  # no place that all seeds cover
             continue
         found = dict(zip(("mean", "low", "high"), efficiency.curve_band(rows), strict=True))
         out[label] = {k: [None if not math.isfinite(v) else float(f"{v:.5g}") for v in c]
                       for k, c in {"x": x, **found}.items()}  # fmt: skip
     return out
+
+
+def _aligned(held: Sequence[Curve], points: int) -> tuple[Any, Any]:
+    """The curves at up to `points` places: their own where they share them, since means of neighbours vary less."""
+    if any(x != held[0][0] for x, _ in held):
+        return efficiency.align(held, points)
+    x, rows = efficiency.align(held)
+    kept = np.unique(np.linspace(0, len(x) - 1, points).round().astype(int))
+    return x[kept], rows[:, kept]
 
 
 def smoothed(curve: Curve) -> Curve:
@@ -191,6 +211,8 @@ def table(found: Mapping[str, Any]) -> list[str]:
             f"{label} against {found['baseline']}: {WORDS[row['verdict']]}; probability of improvement "
             f"{shown(row['improvement'])}, p {row['p']:.3g} ({'Holm, ' if len(against) > 1 else ''}{found['test']})"
         )
+    if against and (told := few(seeds)):
+        out.append(told)
     for label, about in arms.items():
         for axis, unit in (("samples", "samples"), ("seconds", "s")):
             if (times := about.get(f"time_to_{axis}")) is not None:
@@ -201,6 +223,14 @@ def table(found: Mapping[str, Any]) -> list[str]:
                     when = f"{times['median']:.4g} {unit}"
                     out.append(f"{goal} reached after {when} (median; {times['reached']} of {seeds} seeds)")
     return out
+
+
+def few(seeds: int) -> str:
+    """What so few seeds cannot show; nothing where they are enough."""
+    if seeds >= ENOUGH or seeds == 1:
+        return ""
+    least = 2.0 ** (1 - seeds)
+    return f"{seeds} seeds are few: no p below {least:.3g} is possible, and intervals trust that differences are normal"
 
 
 def shown(estimate: Sequence[float | None]) -> str:

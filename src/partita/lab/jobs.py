@@ -101,7 +101,7 @@ def perform(job: Job) -> dict[str, Any] | None:
     job.folder.mkdir(parents=True, exist_ok=True)
     (job.folder / "error.json").unlink(missing_ok=True)
     torch.set_num_threads(job.threads)
-    started = time.perf_counter()
+    started, processor = time.perf_counter(), time.process_time()
     try:
         found = _train(job) if job.config is not None else _call(job)
     except UserError as error:
@@ -113,8 +113,11 @@ def perform(job: Job) -> dict[str, Any] | None:
         write_text(job.folder / "error.json", json.dumps({"error": told}))
         raise UserError(told) from error
     if found is not None:
-        spent = time.perf_counter() - started
-        write_text(job.folder / "result.json", json.dumps({**found, "spent": round(spent, 3)}) + "\n")
+        found |= {
+            "spent": round(time.perf_counter() - started, 3),
+            "processor": round(time.process_time() - processor, 3),
+        }
+        write_text(job.folder / "result.json", json.dumps(found) + "\n")
     return found
 
 

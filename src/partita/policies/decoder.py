@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ class Decoder:
 
     def __init__(self, lm: nn.Module, capacity: int = 0) -> None:
         """`lm`: the causal language model. `capacity`: columns to allocate; 0 grows by doubling."""
+        self.lm = lm
         self.base: Any = lm.base_model
         self.capacity = capacity
         self.rows = 0
@@ -66,6 +68,64 @@ class Decoder:
     def keep(self, index: Tensor) -> None:
         """Drop all rows but those in `index` (b,) int64, in that order."""
         self._select(index)
+
+    @torch.inference_mode()
+    def take(self, index: Tensor) -> Decoder:
+        """A decoder of its own that has read what rows `index` (b,) int64 have; this one stays as it is."""
+        out = Decoder(self.lm, self.capacity)
+        out.rows, out.width, out.position = index.shape[0], self.width, self.position[index]
+        for mine, theirs in zip(self._cache.layers, out._cache.layers, strict=True):
+            keys, values = (x[:, :, : self.width].index_select(0, index) for x in (mine.keys, mine.values))
+            theirs.lazy_initialization(keys, values)
+        if self._bias is not None:
+            out._bias = self._bias[index, :, :, : self.width]
+        return out
+
+    @torch.inference_mode()
+    def rewind(self, length: Tensor) -> None:
+        """Forget all but the first `length` (B,) int64 tokens of each row."""
+        valid = self.valid
+        kept = valid & (valid.cumsum(1) <= length[:, None])
+        self.width = int(kept.any(0).nonzero().max()) + 1 if bool(kept.any()) else 0
+        self.position = length.clone()
+        kept = kept[:, : self.width]
+        self._bias = None
+        if not bool(kept.all()):
+            self._hide(kept)
+
+    @staticmethod
+    @torch.inference_mode()
+    def join(decoders: Sequence[Decoder]) -> Decoder:
+        """One decoder with the rows of all, in order; where some have read more, the others have holes."""
+        first = decoders[0]
+        if len(decoders) == 1:
+            return first
+        out = Decoder(first.lm, max(d.capacity for d in decoders))
+        out.rows, out.width = sum(d.rows for d in decoders), max(d.width for d in decoders)
+        out.position = torch.cat([d.position for d in decoders])
+        columns = max(out.capacity, out.width)
+        for place, layer in enumerate(out._cache.layers):
+            tables = []
+            for name in ("keys", "values"):
+                old = getattr(first._cache.layers[place], name)
+                table = old.new_zeros(out.rows, old.shape[1], columns, old.shape[3])
+                row = 0
+                for d in decoders:
+                    table[row : row + d.rows, :, : d.width] = getattr(d._cache.layers[place], name)[:, :, : d.width]
+                    row += d.rows
+                tables.append(table)
+            layer.lazy_initialization(*tables)
+        valid = torch.cat([nn.functional.pad(d.valid, (0, out.width - d.width)) for d in decoders])
+        if not bool(valid.all()):
+            out._hide(valid)
+        return out
+
+    def _hide(self, valid: Tensor) -> None:
+        """Make holes of the columns where `valid` (B, width) is false."""
+        keys = self._cache.layers[0].keys
+        bias = torch.zeros(valid.shape[0], 1, 1, keys.shape[2], dtype=keys.dtype, device=keys.device)
+        bias[:, 0, 0, : self.width] = _additive(valid, keys.dtype)
+        self._bias = bias
 
     @torch.inference_mode()
     def feed(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:

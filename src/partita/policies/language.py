@@ -258,18 +258,8 @@ class LanguagePolicy(Policy):
         (B, T) bool if there (tokens that exist, else `mask`), inputs["alternatives"] (B, T, K) if there (other tokens
         whose log-probabilities are wanted), context["prompt"] and ["prompt_mask"] (B, P).
         """
-        packed = pack(batch)
-        share = self.settings.share_prefix and not (self.settings.gradient_checkpointing and torch.is_grad_enabled())
-        places, parts = [], []
-        with self._checkpointing():
-            for rows, hidden in hidden_states(self.lm.base_model, packed, batch.group, share):
-                row, step = batch.mask[rows].nonzero(as_tuple=True)
-                parts.append(hidden[row, packed.slot[rows[row], step]])
-                places.append(rows[row] * batch.mask.shape[1] + step)
+        hidden, place = self.hidden(batch)
         head = self.head
-        if not parts:
-            parts, places = [head.weight[:0]], [packed.slot.new_zeros(0)]
-        hidden, place = torch.cat(parts), torch.cat(places)
         targets = batch.inputs["tokens"].flatten()[place]
         others = batch.inputs.get("alternatives")
         if others is not None:
@@ -288,6 +278,23 @@ class LanguagePolicy(Policy):
         if others is not None:
             logp, alternatives = logp[:, 0], spread(logp[:, 1:])
         return Outputs(spread(logp), None if ent is None else spread(ent), value, alternatives)
+
+    def hidden(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """What the last layer reads at each step where `batch.mask` is true, (N, D), and its place in (B * T), (N,).
+
+        The steps come in an order of their own; differentiable as `evaluate` is.
+        """
+        packed = pack(batch)
+        share = self.settings.share_prefix and not (self.settings.gradient_checkpointing and torch.is_grad_enabled())
+        places, parts = [], []
+        with self._checkpointing():
+            for rows, hidden in hidden_states(self.lm.base_model, packed, batch.group, share):
+                row, step = batch.mask[rows].nonzero(as_tuple=True)
+                parts.append(hidden[row, packed.slot[rows[row], step]])
+                places.append(rows[row] * batch.mask.shape[1] + step)
+        if not parts:
+            parts, places = [self.head.weight[:0]], [packed.slot.new_zeros(0)]
+        return torch.cat(parts), torch.cat(places)
 
     @contextmanager
     def _checkpointing(self) -> Any:
