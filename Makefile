@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP_FLAGS ?=
 
-.PHONY: setup demo test lint format types docs bench index clean
+.PHONY: setup demo test peers lint format types docs bench index clean
 
 setup: $(READY)
 
@@ -21,6 +21,14 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+# Our numbers against the peers' own code, each peer in an environment of its own under .bench.
+PEERS := trl verl
+peers: $(READY)
+	$(BIN)/python benchmarks/environments.py $(PEERS)
+	for peer in $(PEERS); do \
+	  PYTHONPATH=src .bench/$$peer/bin/python -m pytest -q -o addopts= tests/peers/test_against_$$peer.py || exit 1; \
+	done
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -23,8 +23,12 @@ TORCH = "torch==2.13.0"
 REQUIREMENTS: dict[str, tuple[str, ...]] = {
     "sb3": (TORCH, "stable-baselines3==2.9.2", "gymnasium"),
     "rejax": ("rejax==0.1.3", "jax[cpu]", "gymnax==0.0.9"),
-    "trl": (TORCH, "trl==1.16.0", "transformers==5.23.0", "tokenizers"),
+    "trl": (TORCH, "trl==1.16.0", "transformers==5.23.0", "tokenizers", "pytest"),
+    "verl": (TORCH, "transformers==5.9.0", "tensordict==0.10.0", "ray", "omegaconf", "codetiming", "pytest"),
 }
+
+# Installed without what they ask for: of verl only functions are called, and they need no more than the list above.
+ALONE: dict[str, tuple[str, ...]] = {"verl": ("verl==0.9.1",)}
 
 
 def python(name: str) -> Path:
@@ -37,15 +41,18 @@ def python(name: str) -> Path:
 
 def make(name: str) -> None:
     """Create environment `name` and install its peer, unless that has been done already."""
-    folder, wanted = HOME / name, "\n".join(REQUIREMENTS[name]) + "\n"
+    alone = ALONE.get(name, ())
+    folder, wanted = HOME / name, "\n".join((*REQUIREMENTS[name], *alone)) + "\n"
     ready = folder / "ready.txt"
     if ready.exists() and ready.read_text() == wanted:
         print(f"{name}: ready")
         return
-    print(f"{name}: installing {' '.join(REQUIREMENTS[name])}", flush=True)
+    print(f"{name}: installing {' '.join(wanted.split())}", flush=True)
     venv.create(folder, with_pip=True, clear=True)
     pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--quiet"]
     subprocess.run([*pip, *REQUIREMENTS[name]], check=True)
+    if alone:
+        subprocess.run([*pip, "--no-deps", *alone], check=True)
     ready.write_text(wanted)
     print(f"{name}: ready", flush=True)
 

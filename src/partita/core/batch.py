@@ -19,7 +19,7 @@ from partita.core.checks import check_bool
 
 PER_STEP = (
     "mask", "logp", "reward", "terminated", "truncated", "value", "bootstrap", "ref_logp", "entropy",
-    "turn", "state_key", "advantage", "returns", "weight", "sampler_logp",
+    "turn", "state_key", "advantage", "returns", "weight", "sampler_logp", "value_weight",
 )  # fmt: skip
 PER_TRAJECTORY = ("group", "outcome", "baseline", "source", "age")
 
@@ -37,11 +37,12 @@ class Batch:
         bootstrap: V of the true next state where the recursion is cut without termination (truncation,
             end of a segment); zero elsewhere.
         ref_logp, entropy: under the reference, and of the behaviour policy.
-        turn: int64, turn index of the token (multi-turn worlds).
+        turn: int64, turn index of the token (multi-turn worlds), or the window in which it was drawn.
         state_key: int64, equal for equal states (0 where there is none).
         advantage, returns, weight: filled by the slots `credit` and `focus`.
         sampler_logp: log-probability under the distribution that was really drawn from, where `logp` is that of the
             policy itself (another temperature along the sequence, for example); empty where they are the same.
+        value_weight: weights of steps in the critic's loss (empty: all 1), as `weight` has those of the policy's.
     Per trajectory, (B,):
         group: int64, equal for trajectories of the same problem.
         outcome: the verifier's score, or the episode's undiscounted return.
@@ -68,6 +69,7 @@ class Batch:
     returns: Tensor | None = None
     weight: Tensor | None = None
     sampler_logp: Tensor | None = None
+    value_weight: Tensor | None = None
     group: Tensor | None = None
     outcome: Tensor | None = None
     baseline: Tensor | None = None

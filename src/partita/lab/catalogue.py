@@ -81,6 +81,8 @@ def show(key: str) -> Iterator[str]:
             f"{s}={describe(getattr(recipe, s))}" for s in recipe.slots if getattr(recipe, s) is not None
         )
         yield f"recipe    {name}: {filled}"
+        if (credit := getattr(recipe, "credit", None)) is not None:
+            yield f"              promises of its advantages: {credit.promises}"
     if entry["claim"] is None:
         yield "claim     none stated here"
     else:

@@ -78,7 +78,8 @@ def _base(words: list[str]) -> Config:
 
 
 def _default_task(recipe: Any) -> Any:
-    language = recipe.group_size > 1 if hasattr(recipe, "group_size") else False
+    grouped = recipe.group_size > 1 if hasattr(recipe, "group_size") else False
+    language = grouped or any("control" not in part.domains for part in recipe.parts())
     return registry.part_class("task", "arithmetic" if language else "cartpole")()
 
 

@@ -200,7 +200,7 @@ def gather(
         batch = batch.but(reward=recipe.reward(batch))
         batch = batch.but(advantage=recipe.credit(batch))
         if batch.value is not None:
-            batch = batch.but(returns=batch.need("advantage") + batch.value)
+            batch = batch.but(returns=recipe.credit.returns(batch))
         keep = recipe.select(batch)
         seen.append(batch)
         kept.append(batch if bool(keep.all()) else batch[keep])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,14 +14,48 @@ from partita.core.errors import UserError
 from partita.core.part import Part
 from partita.estimators import groups, returns
 
+Effect = Literal["invariant", "equivariant", "neither"]
+
+
+class Promises(NamedTuple):
+    """What advantages do when all rewards of a batch change alike, or its trajectories change places.
+
+        shift          A(R + c),      c a number, added to the reward of each trajectory's last step
+        group_shift    A(R + c_g),    c_g a number for each group
+        scale          A(k R),        k > 0
+        order          A(R_pi),       pi a permutation of the trajectories
+
+    "invariant": nothing. "equivariant": the same, that is A + c at every step on which the policy acted, A + c_g, k A,
+    A_pi. "neither": something else, on some batches. What is no reward stays as it is: values of a critic or a tracker,
+    what a stateful part remembers; the return of a greedy trajectory is one. `eps`, which keeps a deviation from zero,
+    is left out of account.
+    """
+
+    shift: Effect = "neither"
+    group_shift: Effect = "neither"
+    scale: Effect = "neither"
+    order: Effect = "equivariant"
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name.replace('_', ' ')} {effect}" for name, effect in self._asdict().items())
+
 
 class Credit(Part):
-    """Turns rewards into advantages, (B, T), zero outside `batch.mask`."""
+    """Turns rewards into advantages, (B, T), zero outside `batch.mask`.
+
+    `promises` says what a shift and a scale of rewards do to them, and a permutation of trajectories.
+    """
 
     slot: ClassVar[str] = "credit"
+    promises: ClassVar[Promises] = Promises()
+    unfinished: ClassVar[bool] = False  # whether it knows trajectories that neither ended nor were truncated
 
     def __call__(self, batch: Batch) -> Tensor:
         raise NotImplementedError
+
+    def returns(self, batch: Batch) -> Tensor:
+        """What the critic is to learn, (B, T): by default the returns that the advantages imply, A_t + V_t."""
+        return batch.need("advantage") + batch.need("value")
 
 
 class GroupCredit(Credit):
@@ -109,6 +143,11 @@ class MonteCarlo(Credit):
         return settle_discount(self, task)
 
     @property
+    def promises(self) -> Promises:  # type: ignore[override]
+        whole: Effect = "equivariant" if discount_of(self) == 1 else "neither"
+        return Promises(whole, whole, "neither" if self.critic else "equivariant")
+
+    @property
     def needs(self) -> tuple[str, ...]:  # type: ignore[override]
         return ("value",) if self.critic else ()
 
@@ -138,6 +177,10 @@ class GroupRelative(GroupCredit):
         if not 0 <= self.eps < math.inf:
             raise UserError(f"credit.eps: expected 0 or more, got {self.eps}")
 
+    @property
+    def promises(self) -> Promises:  # type: ignore[override]
+        return Promises("invariant", "invariant", "invariant" if self.std else "equivariant")
+
     def __call__(self, batch: Batch) -> Tensor:
         total, group = trajectory_return(batch), batch.need("group")
         advantage = total - groups.group_mean(total, group)
@@ -155,6 +198,8 @@ class LeaveOneOut(GroupCredit):
     given to every step of trajectory i.
     """
 
+    promises = Promises("invariant", "invariant", "equivariant")
+
     def __call__(self, batch: Batch) -> Tensor:
         total = trajectory_return(batch)
         return spread(total - groups.leave_one_out(total, batch.need("group")), batch)
@@ -170,6 +215,7 @@ class GreedyBaseline(Credit):
     """
 
     needs = ("greedy",)
+    promises = Promises("invariant", "invariant", "equivariant")
 
     def __call__(self, batch: Batch) -> Tensor:
         return spread(trajectory_return(batch) - batch.need("baseline"), batch)
@@ -200,6 +246,7 @@ class Constant(Credit):
     With demonstrations and the objective `reinforce` this is supervised fine-tuning.
     """
 
+    promises = Promises("invariant", "invariant", "invariant")
     value: float = 1.0
 
     def __call__(self, batch: Batch) -> Tensor:

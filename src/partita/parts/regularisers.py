@@ -66,7 +66,8 @@ class ValueLoss(Regulariser):
 
         loss_t = weight / 2 * max((V - G)^2, (V_old + clip(V - V_old, -clip, clip) - G)^2)
 
-    G_t = A_t + V_old(s_t) are the returns implied by the advantages. clip None: the plain squared error.
+    G_t are the returns that credit gives (by default those implied by the advantages, A_t + V_old(s_t)). clip None: the
+    plain squared error. Where a rollout fills `value_weight`, the loss of each step is multiplied by it.
     """
 
     needs = ("value",)
@@ -91,4 +92,6 @@ class ValueLoss(Regulariser):
         if self.clip is not None:
             old = batch.need("value")
             error = torch.maximum(error, (old + (value - old).clamp(-self.clip, self.clip) - target).square())
+        if batch.value_weight is not None:
+            error = error * batch.value_weight
         return self.weight / 2 * error

@@ -130,19 +130,21 @@ def sample(
     schedule: Tensor | None = None,
     entropy: bool = False,
     live: Tensor | None = None,
+    limit: Tensor | None = None,
 ) -> tuple[Generation, Tensor, Tensor]:
     """Draw a response for every row of a decoder that has read its prompts.
 
     hidden: (B, D), at the last token that each row has read. uniform: (max_tokens, B) float64 from `uniforms`:
     one number for each row and position, so that neither early ends nor compaction change what a row draws.
-    schedule: (max_tokens,), a temperature for each position, in place of `sampling.temperature`. Without `live`,
-    rows that end are dropped from the decoder as soon as that pays, and it is of no further use. With `live`
-    (B,) bool, only those rows draw, and the decoder keeps every row in its place to read on. Returns the
-    generation (without texts and prompts); then, with `live`, the token of each row that the decoder has not read
-    yet, (B,) int64, -1 where there is none; and hidden (B, D) at the last token that it has read.
+    schedule: (max_tokens,), a temperature for each position, in place of `sampling.temperature`. limit: (B,) int64, at
+    least 1, tokens after which a row is cut, if `sampling.max_tokens` does not cut it before. Without `live`, rows
+    that end are dropped from the decoder as soon as that pays, and it is of no further use. With `live` (B,) bool,
+    only those rows draw, and the decoder keeps every row in its place to read on. Returns the generation (without
+    texts and prompts); then, with `live`, the token of each row that the decoder has not read yet, (B,) int64, -1
+    where there is none; and hidden (B, D) at the last token that it has read.
     """
     with torch.inference_mode():
-        out = _sample(decoder, hidden, head, stopper, sampling, uniform, schedule, entropy, live)
+        out = _sample(decoder, hidden, head, stopper, sampling, uniform, schedule, entropy, live, limit)
     # Clones made out here are ordinary tensors, which a later backward pass may save.
     generation, pending, hidden = out
     kept: dict[str, Any] = {
@@ -161,6 +163,7 @@ def _sample(
     schedule: Tensor | None,
     entropy: bool,
     live: Tensor | None,
+    limit: Tensor | None,
 ) -> tuple[Generation, Tensor, Tensor]:
     rows, steps, device = hidden.shape[0], sampling.max_tokens, hidden.device
     taus = _temperatures(sampling, schedule)
@@ -191,6 +194,8 @@ def _sample(
         else:
             finished[index] |= done
         before, active = active, active & ~ended
+        if limit is not None:
+            active = active & ((limit if index is None else limit[index]) > t + 1)
         length = t + 1
         if stopper.suspect is not None:
             past.append(token)

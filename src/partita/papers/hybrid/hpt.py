@@ -31,7 +31,7 @@ from partita.core.errors import UserError
 from partita.core.paper import Claim, Identity, Paper
 from partita.core.registry import part_class
 from partita.papers.baselines.dr_grpo import DR_GRPO
-from partita.parts.credit import GroupCredit, GroupRelative
+from partita.parts.credit import Effect, GroupCredit, GroupRelative, Promises
 from partita.parts.objective import Objective, check_clip
 from partita.parts.rollout import DEMONSTRATION, Demonstrations, Sample, taught
 
@@ -199,6 +199,11 @@ class Hybrid(GroupCredit):
         if self.weight is not None and not 0 < self.weight < float("inf"):
             raise UserError(f"credit.weight: expected a number above 0, or None, got {self.weight}")
 
+    @property
+    def promises(self) -> Promises:  # type: ignore[override]
+        scale: Effect = "invariant" if self.std else "equivariant" if self.weight is None else "neither"
+        return Promises("invariant", "invariant", scale)
+
     def __call__(self, batch: Batch) -> Tensor:
         relative = GroupRelative(eps=self.eps, std=self.std)
         if batch.source is None or self.weight is None:
@@ -264,14 +269,14 @@ CLAIMS = (
     Claim(
         statement="beats a fixed mixture of demonstrations and rollouts (LUFFY-type) from the same demonstrations",
         treatment="hpt", control="luffy_mix", task="arithmetic",
-        settings={"steps": 60, "batch_size": 16, "eval_size": 300},
+        settings={"steps": 40, "batch_size": 8, "eval_size": 300},
         dial=("problems out of reach", (("none", {"task.level": 1}), ("all", {"task.level": 6}))),
         search={"lr": (1e-3, 3e-3)},
     ),
     Claim(
         statement="beats supervised learning followed by reinforcement learning at the same number of steps",
         treatment="hpt", control="sft_then_rl", task="arithmetic",
-        settings={"steps": 60, "batch_size": 16, "eval_size": 300, "task.level": 6},
+        settings={"steps": 40, "batch_size": 8, "eval_size": 300, "task.level": 6},
         search={"lr": (1e-3, 3e-3)},
     ),
     Identity(

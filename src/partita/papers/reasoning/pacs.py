@@ -118,9 +118,9 @@ CLAIMS = (
     Claim(
         statement="reaches a higher success than GRPO from the same samples",
         treatment="pacs", control="grpo", task="arithmetic",
-        settings={"steps": 40, "batch_size": 16, "eval_size": 300, "task.level": 3},
+        settings={"steps": 40, "batch_size": 8, "eval_size": 300, "task.level": 2},
         dial=("updates on each batch", (("1", {}), ("8", {"minibatches": 4, "epochs": 2}))),
-        search={"lr": (5e-4, 1e-3, 2e-3)},
+        search={"lr": (1e-4, 3e-4, 1e-3)},
     ),
     Identity(
         statement="the gradient is the product of a label's error (critic) and a baselined score function (actor)",

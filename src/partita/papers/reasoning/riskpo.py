@@ -29,7 +29,7 @@ from partita.core.paper import Claim, Paper
 from partita.estimators import groups
 from partita.papers.baselines.grpo import GRPO
 from partita.papers.measuring import pass_at, saved
-from partita.parts.credit import Credit, spread, trajectory_return
+from partita.parts.credit import Credit, Promises, spread, trajectory_return
 from partita.parts.objective import SequenceRatio
 from partita.tasks.language.arithmetic import Arithmetic
 
@@ -68,6 +68,7 @@ class MixedValueAtRisk(Credit):
     advantage by its own mean or deviation; the paper gives all of them the same.
     """
 
+    promises = Promises(order="neither")  # responses are bundled by their places in the groups
     alpha: float = 0.2
     beta: float = 0.8
     omega: float = 0.5

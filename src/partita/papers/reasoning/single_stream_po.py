@@ -27,7 +27,7 @@ from partita.core.errors import UserError
 from partita.core.paper import Claim, Paper
 from partita.papers.baselines.grpo import GRPO
 from partita.parts.aggregate import TokenMean
-from partita.parts.credit import Credit, spread, trajectory_return
+from partita.parts.credit import Credit, Promises, spread, trajectory_return
 from partita.parts.curriculum import Pool
 from partita.parts.objective import ClippedSurrogate
 
@@ -175,6 +175,10 @@ class TrackedBaseline(Credit):
 
     domains = ("language",)
     normalise: bool = True
+
+    @property
+    def promises(self) -> Promises:  # type: ignore[override]
+        return Promises("invariant") if self.normalise else Promises("equivariant", "equivariant")
 
     def refuses(self, recipe: Any, task: Any) -> str | None:
         if not recipe.curriculum.tracks:

@@ -25,7 +25,7 @@ from partita.core.paper import Claim, Paper
 from partita.estimators.groups import degenerate, group_mean
 from partita.papers.baselines.dapo import DAPO
 from partita.papers.baselines.grpo import GRPO
-from partita.parts.credit import GroupCredit, spread, trajectory_return
+from partita.parts.credit import GroupCredit, Promises, spread, trajectory_return
 from partita.parts.rollout.tree import TreeRollout, check_tree
 from partita.policies.tree import CLOSED, OPEN, Tree
 
@@ -188,6 +188,7 @@ class SubgroupRelative(GroupCredit):
     States are found in `turn` and `state_key`: nodes of a tree rollout, or what a world says; without them, S_0 alone.
     """
 
+    promises = Promises("invariant", "invariant", "equivariant")
     weighting: Literal["mean", "size"] = "mean"
     skip_equal: bool = False
 

@@ -116,7 +116,8 @@ class Sample(Rollout):
         return respond(policy, task, problems, group_size, sampling, generator)
 
     def metrics(self, batch: Batch) -> dict[str, float]:
-        return watched(batch)
+        steps = {} if batch.records is None else {"decode_steps": float(decode_steps(batch))}
+        return {**watched(batch), **steps}
 
 
 def watched(batch: Batch) -> dict[str, float]:
@@ -152,6 +153,18 @@ def decoding(batch: Batch) -> tuple[int, int]:
     exists = batch.inputs["attend"] | batch.mask if "attend" in batch.inputs else batch.mask
     before = batch.context["prompt_mask"].sum(1, keepdim=True) + exists.cumsum(1) - 1
     return int(batch.mask.sum()), int((before * batch.mask).sum())
+
+
+def decode_steps(batch: Batch) -> int:
+    """Sampler steps that follow one another when the rows of a batch are drawn side by side: a proxy of its time.
+
+        sum_turns max_i |y_i of the turn|
+
+    the longest response, or the longest action of every turn.
+    """
+    turn = torch.zeros_like(batch.mask, dtype=torch.int64) if batch.turn is None else batch.turn * batch.mask
+    drawn = torch.zeros(len(batch), int(turn.max()) + 1, dtype=torch.int64, device=turn.device)
+    return int(drawn.scatter_add_(1, turn, batch.mask.long()).amax(0).sum())
 
 
 @dataclass(frozen=True)
