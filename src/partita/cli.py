@@ -18,6 +18,7 @@ HELP = """partita: policy optimisation, in parts
   partita train RECIPE [--task T] [--SLOT PART] [--FIELD VALUE] ...   train a policy by recipe
   partita train --config FILE | --resume DIR                          again, or on from where it stopped
   partita play DIR                evaluate a trained policy; --gif FILE or --mp4 FILE to watch it
+  partita evaluate DIR_OR_MODEL   pass@k, cot_pass@k or success on a task, with intervals; --task T --metric M
   partita report [DIR ...]        one HTML page comparing runs; without runs, a site of all works and evidence
   partita compare A B ...         recipes over the same seeds: table, intervals, page; --task T --seeds N --jobs N
   partita claim KEY               a work's claim, treatment against control, written as evidence; --check, --all
@@ -108,6 +109,19 @@ def play(argv: list[str]) -> None:
     )  # fmt: skip
 
 
+def evaluate(argv: list[str]) -> None:
+    """partita evaluate DIR_OR_MODEL [flags]: how a run's policy, or a model, does on a task, with 95% intervals.
+
+    --task T            and its fields (--task.level 4); for a run, by default the task that it was trained on
+    --metric M          success (greedy), pass@k, or cot_pass@k, which counts right answers with a right chain only
+    --samples N (64)    responses to each problem   --k 1,8,64   --temperature X (1)
+    --size N (200)      problems                    --seed N     --json
+    """
+    from partita.lab.passk import main as run
+
+    run(argv)
+
+
 def report(argv: list[str]) -> None:
     """partita report [DIR ...] [--out FILE]: one self-contained HTML page of runs, or of a comparison.
 
@@ -171,6 +185,7 @@ def claim(argv: list[str]) -> None:
     """partita claim KEY [flags]: run a work's claim, treatment against control, and write evidence/KEY.json.
 
     --seeds N       other than the claim's own number    --quick: two seeds, nothing written
+    --statement N   the N-th statement alone; what is held of the others stays
     --check         rerun two seeds and say whether the committed evidence is consistent
     --annotate      put the paper file's analysis into the evidence; runs nothing
     --all           every work that states a claim; --family F: of a family; --missing: that have no evidence
@@ -222,7 +237,7 @@ def engine(argv: list[str]) -> Any:
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train, "compare": compare, "claim": claim, "tune": tune, "doctor": doctor,
-    "play": play, "report": report, "papers": papers, "show": show, "diff": diff,
+    "play": play, "evaluate": evaluate, "report": report, "papers": papers, "show": show, "diff": diff,
     "parts": parts,
 }  # fmt: skip
 

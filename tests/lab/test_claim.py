@@ -138,6 +138,29 @@ def test_statements_about_the_same_runs_share_them(hold):
     assert entries(path)[0]["values"] == entries(path)[1]["values"]
 
 
+def test_one_statement_can_be_measured_alone_and_the_others_stay(hold):
+    second, third = replace(PLAIN, statement="again", better="lower"), Identity("two", doubled, 2.0, 0.1)
+    path = hold(PLAIN, second, third)
+    run("--statement", "2")
+    assert [e["statement"] for e in entries(path)] == ["again"] and ("identity", 0) not in CALLS
+    first = entries(path)[0]
+    run("--statement", "1")
+    assert [e["statement"] for e in entries(path)] == ["is better", "again"] and entries(path)[1] == first
+    with pytest.raises(UserError, match="--statement 4: mine states 3"):
+        run("--statement", "4")
+
+
+def test_what_is_measured_is_written_before_the_next_statement(hold):
+    path = hold(PLAIN, Identity("bad", broken, 2.0, 0.1))
+    with pytest.raises(UserError):
+        run()
+    assert [e["statement"] for e in entries(path)] == ["is better"]
+
+
+def broken(seed):
+    raise RuntimeError("out of luck")
+
+
 def test_both_arms_are_tuned_alike_on_other_seeds_and_the_record_is_kept(hold, tmp_path):
     path = hold(replace(PLAIN, search={"rate": (1.0, 2.0, 5.0)}))
     run()

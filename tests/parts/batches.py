@@ -69,6 +69,7 @@ def make(b: int = 8, t: int = 5, groups: int = 4, seed: int = 0, holes: bool = F
         baseline=torch.randn(b, generator=g, dtype=torch.float64),
         sampler_logp=(out.logp - near + 0.1 * normal()) * mask, source=torch.zeros(b, dtype=torch.int64),
         age=torch.arange(b) // (b // groups),
+        value_weight=torch.rand(b, t, generator=g, dtype=torch.float64) * mask,
     )  # fmt: skip
 
 

@@ -42,7 +42,7 @@ def rows(family: str | None = None) -> list[dict[str, Any]]:
         row = {"key": key} | {k: entry[k] for k in ("title", "arxiv", "kind", "family", "loop", "recipes", "changes")}
         claim = entry["claim"]
         if claim is not None:
-            found = evidence(key)
+            found = [e for e in evidence(key) if e.get("statement") == claim["statement"]]
             measured = found[0] if found else {}
             claim = {k: claim[k] for k in ("treatment", "control", "task", "metric")} | {
                 k: measured.get(k) for k in ("verdict", "effect", "ci", "seeds", "date")

@@ -33,7 +33,8 @@ def claim(argv: list[str], engine: Engine) -> None:
     everything, family = switch(words, "--all"), take(words, "--family")
     quick, check, annotate = (switch(words, f"--{name}") for name in ("quick", "check", "annotate"))
     missing, quiet = switch(words, "--missing"), switch(words, "--quiet")
-    text, out = take(words, "--seeds"), take(words, "--out")
+    text, out, only = (take(words, f"--{name}") for name in ("seeds", "out", "statement"))
+    number = whole("--statement", only, 0, least=1) if only is not None else None
     count = None if text is None else whole("--seeds", text, least=2)
     if sum((quick, check, annotate)) > 1:
         raise UserError("claim: give one of --quick, --check, --annotate")
@@ -47,7 +48,7 @@ def claim(argv: list[str], engine: Engine) -> None:
         elif check:
             again(key, engine, root, quiet)
         else:
-            measure(key, QUICK if quick else count, quick, engine, root, quiet)
+            measure(key, QUICK if quick else count, quick, engine, root, quiet, number)
 
 
 def chosen(family: str | None, missing: bool) -> list[str]:
@@ -61,10 +62,21 @@ def chosen(family: str | None, missing: bool) -> list[str]:
     return found
 
 
-def measure(key: str, count: int | None, quick: bool, engine: Engine, root: Path, quiet: bool) -> None:
-    """Run every arm of every claim of a paper, and write the evidence (unless it is only a quick look)."""
-    entries, began = [], time.monotonic()
-    for statement in claims(key):
+def measure(
+    key: str, count: int | None, quick: bool, engine: Engine, root: Path, quiet: bool, only: int | None = None
+) -> None:
+    """Run every arm of every claim of a paper (`only`: of its N-th), and write the evidence, statement by statement.
+
+    A quick look writes nothing. Entries that are held of statements not measured now stay.
+    """
+    stated = claims(key)
+    if only is not None and only > len(stated):
+        raise UserError(f"--statement {only}: {key} states {len(stated)}")
+    entries = {e["statement"]: e for e in held_evidence(key)}
+    for number, statement in enumerate(stated, 1):
+        if only not in (None, number):
+            continue
+        began = time.monotonic()
         tuning = None if isinstance(statement, Identity) else tuned(key, statement, engine, root, quiet)
         found = {} if tuning is None else {arm: tuning[arm] for arm in ARMS}
         trial = Trial(statement, Path(), seeds_of(statement, count), found)
@@ -77,12 +89,13 @@ def measure(key: str, count: int | None, quick: bool, engine: Engine, root: Path
             engine.run(trial.jobs(), watch)
         found_entry = evidence.entry(key, trial, tuning, time.monotonic() - began)
         weights(trial.jobs())
-        entries.append(found_entry)
+        entries[statement.statement] = found_entry
         print("\n".join(lines(found_entry)), flush=True)
+        if not quick:
+            kept = [entries[s.statement] for s in stated if s.statement in entries]
+            print(f"{key}: wrote {evidence.write(key, kept)}", flush=True)
     if quick:
         print(f"{key}: a quick look with {QUICK} seeds; no verdict was written")
-    else:
-        print(f"{key}: wrote {evidence.write(key, entries)}")
 
 
 def place(root: Path, key: str, mark: str) -> Path:

@@ -64,6 +64,12 @@ class Arithmetic(Procedural):
         a, b, sign = problem.data["a"], problem.data["b"], problem.data["sign"]
         return response.partition("\n")[0] == _written(_steps(a, b, sign), sign)
 
+    def check_chain(self, problem: Problem, response: str) -> bool:
+        """Whether every step of the school procedure is there, in order and right, up to the `#`."""
+        a, b, sign = problem.data["a"], problem.data["b"], problem.data["sign"]
+        chain, mark, _ = response.partition("\n")[0].partition("#")
+        return bool(mark) and chain == _written(_steps(a, b, sign), sign).partition("#")[0]
+
     def _work(self, problem: Problem, draw: _Draw, flaw: str | None) -> str:
         a, b, sign = problem.data["a"], problem.data["b"], problem.data["sign"]
         if flaw == "wrong_operator":

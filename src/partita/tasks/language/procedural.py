@@ -55,6 +55,14 @@ class Procedural(LanguageTask):
     def _work(self, problem: Problem, draw: _Draw, flaw: str | None) -> str:
         raise NotImplementedError
 
+    def check_chain(self, problem: Problem, response: str) -> bool:
+        """Whether the worked steps that a response shows are all there, in order, and right.
+
+        Strict: a step left out, added or written otherwise is wrong, even where the answer is right. Whether the answer
+        is, `verify` says. Pure; never raises on any string.
+        """
+        raise NotImplementedError
+
     def problems(self, n: int, generator: torch.Generator) -> list[Problem]:
         """n problems, the same for the same generator state; levels and categories of a mixture are drawn alike."""
         cells = [
