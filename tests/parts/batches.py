@@ -28,7 +28,8 @@ class Table(Policy):
         table = self.module.logits[state].log_softmax(-1)
         logp = table.gather(-1, batch.inputs["action"][..., None])[..., 0] * mask
         spread = -(table.exp() * table).sum(-1) * mask if entropy else None
-        return Outputs(logp, spread, self.module.values[state] * mask)
+        others = table.gather(-1, batch.inputs["alternatives"]) * mask[..., None]
+        return Outputs(logp, spread, self.module.values[state] * mask, others)
 
 
 def make(b: int = 8, t: int = 5, groups: int = 4, seed: int = 0, holes: bool = False, on_policy: bool = False) -> Batch:
@@ -50,6 +51,9 @@ def make(b: int = 8, t: int = 5, groups: int = 4, seed: int = 0, holes: bool = F
         "state": torch.randint(0, 5, (b, t), generator=g) * mask,
         "action": torch.randint(0, 3, (b, t), generator=g) * mask,
     }
+    inputs["tokens"] = inputs["action"]  # the same under the name that language gives them, and others beside them
+    drawn = torch.randint(0, 3, (b, t, 2), generator=torch.Generator().manual_seed(seed)) * mask[..., None]
+    inputs["alternatives"] = torch.cat((inputs["action"][..., None], drawn), -1)
     bare = Batch(mask=mask, inputs=inputs)
     with torch.no_grad():
         out = Table().evaluate(bare, entropy=True)

@@ -217,8 +217,9 @@ CLAIMS = (
         treatment="bnpo", control="grpo", metric="variance of the gradient", kind="ratio",
         settings={"control": "grpo"},
         dial=("success rates", (("even (level 2)", {"level": 2}), ("skewed (level 4)", {"level": 4}))), **_VARIANCE,
-        analysis="Only where success rates are skewed: at level 2, where they are even, the gradient of BNPO varies 4% "
-        "more. The effect is on the raw variance, which depends on the scale of the advantages; see the third statement.",
+        analysis="Only where success rates are skewed: at level 2, where they are even, the gradient of BNPO varies "
+        "4% more. The effect is on the raw variance, which depends on the scale of the advantages; see the third "
+        "statement.",
     ),
     Claim(
         statement="the gradient varies less than with a question's mean as baseline and no normalisation",
@@ -229,9 +230,9 @@ CLAIMS = (
         statement="relative to the gradient itself, too, there is less noise than with GRPO's normalisation",
         treatment="bnpo", control="grpo", metric="share of noise in the squared gradient",
         settings={"control": "grpo", "level": 4, "relative": True}, **_VARIANCE,
-        analysis="The gradient of BNPO varies less because its advantages are smaller where success rates are skewed, "
-        "and the gradient itself shrinks more than its noise does: 0.50 of a squared gradient is noise, with GRPO 0.45. "
-        "An optimiser that rescales gradients (Adam) sees this ratio, not the raw variance.",
+        analysis="The gradient of BNPO varies less because its advantages are smaller where success rates are "
+        "skewed, and the gradient itself shrinks more than its noise does: 0.50 of a squared gradient is noise, with "
+        "GRPO 0.45. An optimiser that rescales gradients (Adam) sees this ratio, not the raw variance.",
     ),
     Identity(
         statement="for success rates that follow Beta(a, b), variance is least at alpha = 1 + a/3, beta = 1 + b/3",

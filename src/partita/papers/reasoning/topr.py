@@ -135,9 +135,9 @@ CLAIMS = (
         treatment="topr", control="topr_naive", task="countdown", metric="success",
         dial=("who samples", (("the policy as it is", {"behaviour": "current"}), ("the first policy", _FIRST))),
         settings={**_SETTINGS, "task.level": 1}, search={"lr": (1e-4, 3e-4, 1e-3)},
-        analysis="From the first policy's trajectories alone TOPR learns as much as from its own; without the taper every "
-        "seed ends at 0, pushed away from bad trajectories that had long become unlikely. On-policy the ratio is one "
-        "before the first update and the arms differ little.",
+        analysis="From the first policy's trajectories alone TOPR learns as much as from its own; without the taper "
+        "every seed ends at 0, pushed away from bad trajectories that had long become unlikely. On-policy the ratio is "
+        "one before the first update and the arms differ little.",
     ),
     Claim(
         statement="bad trajectories of the first policy teach more than its good ones alone",
