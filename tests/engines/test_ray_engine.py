@@ -100,7 +100,7 @@ def training(name: str = "ppo", **changes: Any) -> dict[str, Any]:
 def left(job: Job) -> dict[str, Any]:
     """What a run leaves, without the time of day: metrics, evaluations, policy, result."""
     run = job.folder / "run"
-    result = {k: v for k, v in (job.result() or {}).items() if k not in ("spent", "seconds")}
+    result = {k: v for k, v in (job.result() or {}).items() if k not in ("spent", "processor", "seconds")}
     return {
         "metrics": [{k: v for k, v in row.items() if k not in CLOCK} for row in read_rows(run / "metrics.jsonl")],
         "evaluations": (run / "evaluations.jsonl").read_bytes(),
