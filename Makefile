@@ -51,6 +51,7 @@ docs: $(READY)
 bench: $(READY)
 	for measure in speed solve; do $(BIN)/python benchmarks/run.py cartpole --only $$measure || exit 1; done
 	for measure in short long; do $(BIN)/python benchmarks/run.py grpo --only $$measure || exit 1; done
+	$(BIN)/python benchmarks/compare.py
 
 clean:
 	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache
