@@ -82,6 +82,9 @@ def benchmarks() -> str:
         machine = found["machine"]
         out += [f"## {path.stem}", ""]
         about = ", ".join(f"{k} {short(v) if isinstance(v, float) else v}" for k, v in machine.items())
+        if "cases" in found:
+            out += overhead(found, about)
+            continue
         out += [f"{found['date']}, commit {found['commit']}, {found['repeats']} runs a side. Machine: {about}.", ""]
         for measure in dict.fromkeys(side["measure"] for side in found["sides"]):
             sides = [s for s in found["sides"] if s["measure"] == measure]
@@ -99,6 +102,20 @@ def benchmarks() -> str:
         out += ["", "Settings:", ""]
         out += [f"- `{s['side']}`: {s['settings']}" for s in found["sides"]] + [""]
     return "\n".join(out)
+
+
+def overhead(found: dict, about: str) -> list[str]:
+    """What `partita compare` adds to its runs, as a table."""
+    out = [
+        f"{found['date']}, commit {found['commit']}. Machine: {about}.", "",
+        "Wall-clock of `partita compare` over half the sum of its runs: as they went inside it, and alone.", "",
+        "| runs | wall-clock | inside | alone | processor time | target |", "|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for case in found["cases"]:
+        cells = (short(case[k]) for k in ("wall", "inside", "alone", "work"))
+        goal = f"{case['target']}: {'met' if case['met'] else 'not met'}"
+        out.append(f"| {' and '.join(case['arms'])}, {case['seeds']} seeds each | {' | '.join(cells)} | {goal} |")
+    return [*out, ""]
 
 
 if __name__ == "__main__":
