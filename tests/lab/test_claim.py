@@ -220,6 +220,15 @@ def test_checking_runs_two_seeds_anew_and_says_whether_they_fit(hold, capsys):
     assert path.read_text() == before
 
 
+def test_checking_passes_over_statements_without_evidence(hold, capsys):
+    hold(PLAIN)
+    run()
+    hold(PLAIN, replace(PLAIN, statement="and more"))
+    run("--check")
+    said = capsys.readouterr().out
+    assert "no evidence yet: and more" in said and "the committed evidence is consistent" in said
+
+
 def test_the_analysis_can_be_written_after_the_evidence(hold):
     path = hold(PLAIN)
     run()

@@ -202,7 +202,8 @@ def again(key: str, engine: Engine, root: Path, quiet: bool) -> None:
     for statement in claims(key):
         entry = held.get(statement.statement)
         if entry is None:
-            raise UserError(f"claim {key} --check: the evidence has no entry for: {statement.statement}")
+            print(f"{key}: no evidence yet: {statement.statement}")
+            continue
         seeds = tuple(entry["seed_list"][:AGAIN])
         found = {arm: (entry.get("tuning") or {}).get(arm, {}) for arm in ARMS}
         trial = Trial(statement, Path(), seeds, found)
