@@ -63,7 +63,7 @@ def test_equal_values_have_a_width_and_one_value_says_nothing():
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
-@given(st.lists(st.floats(0, 1), min_size=2, max_size=30), st.integers(1, 64))
+@given(st.lists(st.integers(0, 64).map(lambda x: x / 64), min_size=2, max_size=30), st.integers(1, 64))
 def test_intervals_hold_the_mean_within_0_and_1_whatever_the_order(values, most):
     found = share(values, most)
     assert 0 <= found.low <= found.value <= found.high <= 1
