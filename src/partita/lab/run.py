@@ -41,6 +41,7 @@ class FolderRun(Run):
         super().__init__(seed)
         self.folder, self.save_every, self.until = folder, save_every, until
         self.samples, self.limit = samples, limit
+        self._sampled = 0.0
         self.watch: list[Callable[[int, dict[str, float], Batch | None], None]] = []
         self.reached = False
         self.interrupted = False
@@ -113,7 +114,8 @@ class FolderRun(Run):
         goal = row.get("return" if "window" in row else "success")
         if self.until is not None and goal is not None and goal >= self.until and row.get("window", 100) >= 100:
             self.reached = self.stopped = True
-        if self.samples is not None and sum(r.get("samples", 0) for r in self.metrics) >= self.samples:
+        self._sampled += row.get("samples", 0)
+        if self.samples is not None and self._sampled >= self.samples:
             self.reached = self.stopped = True
         if self.limit is not None and row["seconds"] >= self.limit:
             self.reached = self.stopped = True
@@ -177,6 +179,7 @@ class FolderRun(Run):
             checkpoint.write_text(path, "".join(json.dumps(r) + "\n" for r in rows))
             if name == "metrics":
                 self.metrics = rows
+                self._sampled = float(sum(r.get("samples", 0) for r in rows))
 
 
 class _Interrupts:

@@ -13,8 +13,9 @@ success rate P is above a gate, else the likelihood of a demonstration.
 
     L = alpha L_RL + beta L_SFT,    (alpha, beta) = (1, 0) if P > gate else (0, 1)
 
-L_RL is Dr. GRPO's loss without clipping, as in the official code; gate 0, eight rollouts, one demonstration and weight
-1 are its defaults. There a demonstration's tokens are averaged, here they are weighed like those of the rollouts.
+L_RL is Dr. GRPO's loss without clipping, as in the official code; gate 0, eight rollouts, one demonstration and
+weight 1 are its defaults; the estimator is written as reviews of the paper quote it. In that code a demonstration's
+tokens are averaged, here they are weighed like those of the rollouts.
 """
 
 from __future__ import annotations
@@ -30,10 +31,11 @@ from partita.core.batch import Batch, Outputs
 from partita.core.errors import UserError
 from partita.core.paper import Claim, Identity, Paper
 from partita.core.registry import part_class
+from partita.estimators.ratios import log_ratio
 from partita.papers.baselines.dr_grpo import DR_GRPO
 from partita.parts.credit import Effect, GroupCredit, GroupRelative, Promises
 from partita.parts.objective import Objective, check_clip
-from partita.parts.rollout import DEMONSTRATION, Demonstrations, Sample, taught
+from partita.parts.rollout import DEMONSTRATION, Sample, taught, unteachable
 
 PAPER = Paper(
     key="hpt", title="Towards a Unified View of Large Language Model Post-Training", arxiv="2509.04419",
@@ -91,7 +93,7 @@ class Unified(Objective):
     def coefficient(self, logp: Tensor, batch: Batch) -> Tensor:
         """What multiplies the gradient of log pi_theta, (B, T)."""
         advantage = batch.need("advantage")
-        ratio = logp - batch.need("logp")
+        ratio = log_ratio(logp, batch.need("logp"))
         if self.sequence:
             ratio = (ratio * batch.mask).sum(1, keepdim=True).expand_as(ratio)
         ratio = ratio.exp()
@@ -151,7 +153,7 @@ class Gated(Sample):
                 raise UserError(f"rollout.{name}: expected 1 or more, got {value}")
 
     def refuses(self, recipe: Any, task: Any) -> str | None:
-        return Demonstrations.refuses(self, recipe, task)  # type: ignore[arg-type]
+        return unteachable(self, recipe, task)
 
     def __call__(
         self, policy: Any, task: Any, problems: Any, group_size: int, generator: torch.Generator, needs: Set[str]

@@ -10,7 +10,8 @@ both, so that what is learnt of one is known of the other:
 The second line is eq. 10; max_v clips the value and keeps the gradient. On the sampler itself its gradient is that of
 Dr. GRPO (omega = 1 - r_q) or of GRPO (omega = sqrt((1 - r_q) / r_q)), proposition 4.2. Changes DAPO in the slots
 `credit`, whose advantages r - r_q tell both r and r_q, and `objective`. The recipe `rejection_tuning` is the paper's
-baseline: right answers alone, omega = 1. Equation numbers are those of the third version.
+baseline: right answers alone, omega = 1. Equations are numbered as in notes on the paper's third version, which
+itself was not at hand; the official code was.
 """
 
 from __future__ import annotations

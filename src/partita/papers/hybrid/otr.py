@@ -8,9 +8,10 @@ supervised fine-tuning in `rollout`, which draws the candidates, and `objective`
     loss_t = -(1 / K) sum_k R(a_k) log pi(a_k | x, y*_<t),    a_k ~ pi_kappa,    R(a) = 1 if a = y*_t else beta
 
 What the policy would say anyway is learnt from; what it would not is left alone. Without a temperature its mean over
-candidates is the gradient of the likelihood weighted by itself, (1 - beta) pi(y*_t) grad log pi(y*_t), which is dynamic
-fine-tuning (`weight_gap`). Losses are averaged over tokens as in `sft`; the paper averages within each response
-first.
+candidates is the gradient of the likelihood weighted by itself, (1 - beta) pi(y*_t) grad log pi(y*_t), which is
+dynamic fine-tuning (`weight_gap`). Losses are averaged over tokens as in `sft`; the paper averages within each
+response first. Written after the abstract and reviews of the paper, which give the rewards 1 and beta, slightly
+negative, K = 256 and a temperature above one; the values kappa = 1.3 and beta = -0.1 could not be confirmed.
 """
 
 from __future__ import annotations

@@ -190,7 +190,7 @@ CLAIMS = (
     Claim(
         statement="holds the entropy within 5% of its target, be that half the initial one or about as high",
         treatment="aepo", control="the target", task="keydoor", metric="entropy / target", better="equal",
-        threshold=0.05, experiment=held_entropy, seeds=6,
+        threshold=0.05, experiment=held_entropy,
         settings={"level": 1, "steps": 40, "batch_size": 8, "lr": 1e-3},
         dial=("target", (("0.25", {"target": 0.25}), ("0.45", {"target": 0.45}))),
     ),

@@ -7,9 +7,10 @@ logits (lemma 1), and a few tokens make up most of it:
     Cov(y_i) = (log pi(y_i) - mean_j log pi(y_j)) (A_i - mean_j A_j),   over the tokens of a batch        (eq. 10)
 
 Changes GRPO in the slot `objective`: tokens of high covariance are left out of the gradient (Clip-Cov, recipe
-`clip_cov`) or held by a divergence from the sampler (KL-Cov, the recipe of this name). As in the paper's section 4.3, a
-batch gives eight updates; losses are averaged over tokens, as in the official code. KL-Cov does nothing in the first
-update after sampling, where the divergence is zero. `fit` measures the law R = -a exp(H) + b (eq. 6).
+`clip_cov`) or held by a divergence from the sampler (KL-Cov, the recipe of this name). As in the paper's section 4.3,
+a batch gives eight updates; losses are averaged over tokens, as in the official code. KL-Cov does nothing in the
+first update after sampling, where the divergence is zero. `fit` measures the law R = -a exp(H) + b (eq. 6). Equations
+are numbered as in notes on the paper, which itself was not at hand; the official code was.
 """
 
 from __future__ import annotations

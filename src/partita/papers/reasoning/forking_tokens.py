@@ -6,9 +6,9 @@ forks of a chain of thought) carry a policy gradient.
 
     J = (1 / sum_i |y_i|) sum_i sum_t I[H_it >= tau_rho] min(w A, clip(w, 1 - eps_low, 1 + eps_high) A)
 
-tau_rho: the entropy that a share rho = 0.2 of the batch's tokens reach (the objective of section 5). The divisor still
-counts all tokens; the official code divides by those that are kept (`--focus.rescale`). The recipe `forking_rest` is
-the paper's opposite arm: the tokens that the first leaves out, and only those.
+tau_rho: the entropy that a share rho = 0.2 of the batch's tokens reach (section 5, as notes on the paper give it).
+The divisor still counts all tokens; the official code divides by those that are kept (`--focus.rescale`). The recipe
+`forking_rest` is the paper's opposite arm: the tokens that the first leaves out, and only those.
 """
 
 from __future__ import annotations

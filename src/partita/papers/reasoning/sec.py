@@ -163,7 +163,7 @@ CLAIMS = (
     Claim(
         statement="trains for problems harder than those it saw better than going from easy to hard does",
         treatment="sec", control="easy_to_hard", task="arithmetic", metric="success on an unseen level",
-        settings={**_TRAINED, "curriculum.levels": (1, 2, 3)}, measure=unseen_level, seeds=6,
+        settings={**_TRAINED, "curriculum.levels": (1, 2, 3)}, measure=unseen_level,
         search_treatment={"curriculum.temperature": (0.2, 1.0)}, search_control={"curriculum.every": (5, 10)},
     ),
 )  # fmt: skip

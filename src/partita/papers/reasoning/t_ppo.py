@@ -12,9 +12,10 @@ and the critic learns from responses that have ended, all of their tokens, by Mo
 no outcome yet. What is compared with PPO's rollout time here is `decode_steps`, sampler steps that follow one another.
 
 Written after descriptions of the paper, which give the value at the cut and the two filters; no official code is
-known. A window of a third of the longest response is ours; clipping, epochs and the policy's lambda are those of `ppo`.
-Policy and critic are one network whose losses are divided by the same number of tokens, in the paper two that are
-updated apart. Advantages are whitened together with those of the older tokens of responses that ended.
+known, and Monte Carlo returns for the critic (`value_lambda`) could not be confirmed. A window of a third of the
+longest response is ours; clipping, epochs and the policy's lambda are those of `ppo`. Policy and critic are one
+network whose losses are divided by the same number of tokens, in the paper two that are updated apart. Advantages are
+whitened together with those of the older tokens of responses that ended.
 """
 
 from __future__ import annotations

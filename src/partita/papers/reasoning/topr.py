@@ -6,11 +6,12 @@ never above one: what has become unlikely is left alone, what is good is imitate
 
     grad J = sum_{A >= 0} mu(y) A(y) grad log pi(y) + sum_{A < 0} mu(y) [pi(y) / mu(y)]_0^1 A(y) grad log pi(y)
 
-This is the general form (eq. 7 and 8) at its canonical limits. Rewards are +1 and -1, and a constant baseline c decides
-how much bad trajectories weigh (`credit`): with p the share of good ones, their effective share is
-p (1 - c) / (1 + (1 - 2 p) c). Losses are divided by the length of each trajectory, as in the paper's experiments.
-Recipes beside it are other rows of the paper's table 1: no ratio at all (`topr_naive`), good trajectories alone
-(`topr_positives`), and one truncated ratio for both (`topr_truncated`).
+This is the general form (eq. 7 and 8) at its canonical limits. Rewards are +1 and -1, and a constant baseline c
+decides how much bad trajectories weigh (`credit`): with p the share of good ones, their effective share is p (1 - c)
+/ (1 + (1 - 2 p) c). Losses are divided by the length of each trajectory, as in the paper's experiments. Recipes
+beside it are other rows of the paper's table 1: no ratio at all (`topr_naive`), good trajectories alone
+(`topr_positives`), and one truncated ratio for both (`topr_truncated`). Equations are numbered as in notes on the
+paper, which itself was not at hand.
 """
 
 from __future__ import annotations

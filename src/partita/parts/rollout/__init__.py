@@ -248,14 +248,7 @@ class Demonstrations(Rollout):
             raise UserError(f"rollout.per_problem: expected 1 or more, got {self.per_problem}")
 
     def refuses(self, recipe: Any, task: Any) -> str | None:
-        if not hasattr(task, "demonstrate") or hasattr(task, "open"):
-            return (
-                f"rollout {self.part_name()} needs worked answers, and task {task.part_name()} gives none; "
-                "choose a generated task, or a dataset with --task.demonstration-column"
-            )
-        if "greedy" in recipe.needs():
-            return f"rollout {self.part_name()} takes no greedy trajectories; choose another --credit"
-        return None
+        return unteachable(self, recipe, task)
 
     def __call__(
         self, policy: Any, task: Any, problems: Any, group_size: int, generator: torch.Generator, needs: Set[str]
@@ -264,6 +257,18 @@ class Demonstrations(Rollout):
 
     def metrics(self, batch: Batch) -> dict[str, float]:
         return watched(batch)
+
+
+def unteachable(part: Rollout, recipe: Any, task: Any) -> str | None:
+    """Why a rollout that takes demonstrations cannot have them, or None."""
+    if not hasattr(task, "demonstrate") or hasattr(task, "open"):
+        return (
+            f"rollout {part.part_name()} needs worked answers, and task {task.part_name()} gives none; "
+            "choose a generated task, or a dataset with --task.demonstration-column"
+        )
+    if "greedy" in recipe.needs():
+        return f"rollout {part.part_name()} takes no greedy trajectories; choose another --credit"
+    return None
 
 
 def taught(policy: Any, task: Any, problems: Any, count: int, generator: torch.Generator) -> Batch:
