@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import time
 from dataclasses import dataclass
 
 import pytest
 import torch
 
+from partita.core.errors import UserError
 from partita.core.task import Problem
-from partita.parts.rollout import Sample
+from partita.loops.on_policy import train
+from partita.loops.run import Run
+from partita.papers.baselines.grpo import GRPO
+from partita.parts.rollout import Sample, conversation
 from partita.parts.rollout.world import state_hash
 from partita.policies.language import Language, LanguagePolicy
 from partita.policies.tiny import character_tokenizer, tiny_config, tiny_model
@@ -88,9 +94,9 @@ def test_groups_share_their_prompt_and_records_tell_the_whole_exchange(sampled):
     assert batch.group.tolist() == [0, 0, 1, 1, 2, 2]
     for row, record in enumerate(batch.records):
         tokens, there = batch.inputs["tokens"][row], batch.inputs["attend"][row]
-        unread = "4>" if record["why"] == "cut" else ""  # the world's last word, which nobody acted on
+        unread = "4>" if record["why"] == "turns" else ""  # the world's last word, which nobody acted on
         assert policy.decode(tokens[None], there[None])[0] + unread == record["response"]
-        assert record["why"] == ("done" if LENGTHS[row // 2] <= 4 else "cut")
+        assert record["why"] == ("done" if LENGTHS[row // 2] <= 4 else "turns")
 
 
 def test_log_probs_are_those_of_the_policy(sampled):
@@ -102,3 +108,90 @@ def test_log_probs_are_those_of_the_policy(sampled):
 def test_state_hashes_are_fixed_positive_and_differ():
     assert state_hash("a") == state_hash("a") != state_hash("b")
     assert all(0 < state_hash(str(i)) < 2**63 for i in range(1000))
+
+
+class Moody(Count):
+    """As `Count`, but slow or broken as its problem says: acts[turn] is seconds, or what to raise."""
+
+    def __init__(self, most: int, acts: dict[int, float | str]) -> None:
+        super().__init__(most)
+        self.acts = acts
+
+    def act(self, action: str) -> Reply:
+        mood = self.acts.get(self.turn, 0.0)
+        if isinstance(mood, str):
+            raise RuntimeError(mood)
+        time.sleep(mood)
+        return super().act(action)
+
+
+@dataclass(frozen=True)
+class Moods(Counting):
+    """A world with a mood for every problem."""
+
+    acts: tuple[dict, ...] = ({}, {}, {})
+    slow = True
+    patience = 0.05
+
+    def problems(self, n, generator):
+        return [Problem(f"p{LENGTHS[i % 3]}>", {"most": LENGTHS[i % 3], "acts": self.acts[i % 3]}) for i in range(n)]
+
+    def open(self, problem):
+        return Moody(problem.data["most"], problem.data["acts"])
+
+
+def test_who_waits_for_whom_changes_nothing_that_is_drawn(sampled):
+    policy, _, batch = sampled
+    task = Moods(acts=({}, {0: 0.3, 1: 0.1}, {1: 0.2}))
+    late = Sample(max_tokens=3).sample(policy, task, task.problems(3, None), 2, torch.Generator().manual_seed(0))
+    assert [r["response"] for r in late.records] == [r["response"] for r in batch.records]
+    assert [r["turns"] for r in late.records] == [r["turns"] for r in batch.records]
+    for name in ("mask", "reward", "state_key", "turn", "terminated", "truncated"):
+        assert torch.equal(getattr(late, name) * late.mask, getattr(batch, name) * batch.mask), name
+    torch.testing.assert_close(late.logp, batch.logp, rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        assert torch.allclose(policy.evaluate(late).logp, late.logp, atol=1e-5)
+
+
+@pytest.mark.parametrize("slow", [True, False])
+def test_an_episode_that_breaks_is_marked_and_the_others_go_on(sampled, slow):
+    policy, _, batch = sampled
+    task = Moods(acts=({}, {1: "lost my keys"}, {}))
+    object.__setattr__(task, "slow", slow)
+    found = Sample(max_tokens=3).sample(policy, task, task.problems(3, None), 2, torch.Generator().manual_seed(0))
+    assert found.failed.tolist() == [False, False, True, True, False, False]
+    assert found.outcome.tolist() == [1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
+    assert [r["why"] for r in found.records][1:3] == ["done", "failed: RuntimeError: lost my keys"]
+    assert [len(r["turns"]) for r in found.records] == [1, 1, 1, 1, 4, 4]
+    for row in (0, 1, 4, 5):
+        assert found.records[row] == batch.records[row]
+
+
+def test_a_world_that_always_breaks_stops_the_run(sampled):
+    policy, _, _ = sampled
+    task = Moods(acts=({0: "gone"},) * 3)
+    with pytest.raises(UserError, match="all 6 episodes failed: RuntimeError: gone"):
+        Sample(max_tokens=3).sample(policy, task, task.problems(3, None), 2, torch.Generator().manual_seed(0))
+
+
+def test_an_episode_cut_at_the_context_says_so():
+    model = tiny_model(tiny_config("llama", hidden=32, layers=1, heads=2, context=12))
+    policy = LanguagePolicy(model, character_tokenizer(context=12), Language())
+    task = Counting()
+    batch = Sample(max_tokens=3).sample(policy, task, task.problems(3, None), 1, torch.Generator().manual_seed(0))
+    assert [r["why"] for r in batch.records] == ["done", "context", "context"]
+    assert batch.truncated.any(1).tolist()[2]
+    seen = conversation(batch.records)
+    assert seen["cut_context"] > 0 and seen["cut_turns"] == 0
+    assert seen["turns"] == sum(len(r["turns"]) for r in batch.records) / 3
+
+
+def test_the_loop_leaves_broken_episodes_out_and_counts_them(sampled):
+    policy, _, _ = sampled
+    policy = copy.deepcopy(policy)
+    task = Moods(acts=({}, {1: "lost my keys"}, {}))
+    recipe = GRPO.but(steps=2, batch_size=3, group_size=2, rollout=Sample(max_tokens=3), lr=1e-3)
+    run = Run(0)
+    train(recipe, policy, task, run)
+    assert [m["failed"] for m in run.metrics] == [2.0, 2.0]
+    assert [m["samples"] for m in run.metrics] == [4.0, 4.0]

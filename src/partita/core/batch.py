@@ -21,7 +21,7 @@ PER_STEP = (
     "mask", "logp", "reward", "terminated", "truncated", "value", "bootstrap", "ref_logp", "entropy",
     "turn", "state_key", "advantage", "returns", "weight", "sampler_logp", "value_weight",
 )  # fmt: skip
-PER_TRAJECTORY = ("group", "outcome", "baseline", "source", "age")
+PER_TRAJECTORY = ("group", "outcome", "baseline", "source", "age", "failed")
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,7 @@ class Batch:
         baseline: a per-trajectory baseline that a rollout measured (greedy decoding, value tracker).
         source: int64, who acted: 0 the policy, 1 a demonstration; other numbers as a rollout says (empty: all 0).
         age: int64, updates since the policy that acted was current (empty: all 0).
+        failed: bool, the world broke on the way, so that nothing is known of the actions (empty: none did).
     inputs: per step, what the policy consumes: observations and actions, or tokens; (B, T, ...).
     context: per trajectory, what precedes the first step: a prompt; (B, ...).
     records: per trajectory, plain Python values for people and reward functions (problem, text).
@@ -75,6 +76,7 @@ class Batch:
     baseline: Tensor | None = None
     source: Tensor | None = None
     age: Tensor | None = None
+    failed: Tensor | None = None
     inputs: Mapping[str, Tensor] = field(default_factory=dict)
     context: Mapping[str, Tensor] = field(default_factory=dict)
     records: tuple[Any, ...] | None = None

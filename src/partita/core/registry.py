@@ -132,6 +132,7 @@ def build() -> dict[str, Any]:
                     and value.__module__ == module.__name__
                     and "__dataclass_fields__" in vars(value)
                     and value.slot
+                    and not vars(value).get("abstract")
                     and not name.startswith("_")
                 ):
                     names = parts.setdefault(value.slot, {})

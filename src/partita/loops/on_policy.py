@@ -183,11 +183,15 @@ def gather(
     wanted = recipe.batch_size * recipe.group_size
     kept: list[Batch] = []
     seen: list[Batch] = []
+    failed = 0
     recipe.rollout.begin(step)
     for attempt in range(recipe.select.rounds):
         problems = recipe.curriculum.sample(task, recipe.batch_size, rng["curriculum"])
         with recipe.behaviour.acting(policy, step):
             batch = recipe.rollout(policy, task, problems, recipe.group_size, rng["rollout"], needs)
+        if batch.failed is not None:  # the world broke: nothing is known of what these actions were worth
+            failed += int(batch.failed.sum())
+            batch = batch[~batch.failed].but(failed=None)
         if age := recipe.behaviour.age(step):
             batch = batch.but(age=torch.full((len(batch),), age, device=batch.mask.device))
         if attempt:
@@ -198,6 +202,7 @@ def gather(
                 out = policy.evaluate(batch, entropy="entropy" in needs)
             batch = batch.but(value=out.value, entropy=out.entropy if "entropy" in needs else batch.entropy)
         batch = batch.but(reward=recipe.reward(batch))
+        recipe.credit.learn(policy, batch, rng["credit"])
         batch = batch.but(advantage=recipe.credit(batch))
         if batch.value is not None:
             batch = batch.but(returns=recipe.credit.returns(batch))
@@ -209,7 +214,9 @@ def gather(
     batch, everything = Batch.cat(kept), Batch.cat(seen)
     if len(kept) > 1:  # what one rollout gave stays whole, though it may be more than was asked for
         batch = batch[:wanted]
-    metrics = recipe.rollout.metrics(everything)
+    metrics = {**recipe.rollout.metrics(everything), **recipe.credit.metrics()}
+    if failed:
+        metrics["failed"] = float(failed)
     if recipe.group_size > 1:
         equal = degenerate(everything.need("reward").sum(1), everything.need("group"))
         metrics["degenerate"] = float(equal.float().mean())

@@ -53,6 +53,13 @@ class Credit(Part):
     def __call__(self, batch: Batch) -> Tensor:
         raise NotImplementedError
 
+    def learn(self, policy: Any, batch: Batch, generator: torch.Generator) -> None:
+        """Called before the credit of a batch that was just sampled: a part with a critic of its own trains it here."""
+
+    def metrics(self) -> dict[str, float]:
+        """What to watch of a critic of its own."""
+        return {}
+
     def returns(self, batch: Batch) -> Tensor:
         """What the critic is to learn, (B, T): by default the returns that the advantages imply, A_t + V_t."""
         return batch.need("advantage") + batch.need("value")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Block:
-    """Columns of the transcript: (B, S) each; `attend` tokens that exist, `mask` those the policy drew."""
+    """Columns of the transcript: (B, S) each; `attend` tokens that exist, `mask` those the policy drew; `turn` (B,)."""
 
     tokens: Tensor
     attend: Tensor
@@ -27,13 +27,15 @@ class _Block:
     logp: Tensor
     entropy: Tensor
     temperature: Tensor
-    turn: int
+    turn: Tensor
 
 
 class Session:
     """B episodes in parallel: read, act, read, act. All tensors that go in or out have B rows.
 
-    Rows that no longer act are dropped from the decoder when that pays; who asks need not know.
+    A row may wait while others act (its world has not answered); its turns are its own count, and so are its random
+    numbers, which therefore do not depend on who waited for whom. Rows that no longer act are dropped from the decoder
+    when that pays; who asks need not know.
     """
 
     def __init__(self, policy: LanguagePolicy, prompts: Sequence[str], group_size: int = 1) -> None:
@@ -52,7 +54,8 @@ class Session:
         self._unfed = False
         self._used = self.prompt_mask.sum(1)
         self._blocks: list[_Block] = []
-        self.turn = 0
+        self._uniform: list[Tensor] = []  # of every turn: (max_tokens, B)
+        self.turns = torch.zeros_like(self.group)  # (B,) actions so far
 
     def __len__(self) -> int:
         return len(self.group)
@@ -71,25 +74,25 @@ class Session:
         live: Tensor | None = None,
         entropy: bool = False,
         schedule: Tensor | None = None,
+        waiting: Tensor | None = None,
     ) -> Generation:
         """One action for every row of `live` (B,) bool (default: all); others get no tokens.
 
         Rows whose context has no room for `sampling.max_tokens` more do not act either: end their episodes as
-        truncated. Rows not in `live` are taken to be over: they cannot act again.
+        truncated. Rows that are neither in `live` nor in `waiting` are taken to be over: they cannot act again.
         """
         device, count = self.group.device, len(self)
         live = torch.ones_like(self.group, dtype=torch.bool) if live is None else live.to(device)
+        uniform = self._numbers(live, sampling.max_tokens, generator)
         live = live & (self.room >= sampling.max_tokens)
         if self._unfed:
             self.observe([""] * count)
-        # One stream of random numbers a row of the session, whatever the decoder still holds.
-        uniform = uniforms(sampling.max_tokens, count, generator, device)
         alive = live[self._held]
-        kept = alive.nonzero()[:, 0]
+        kept = (alive if waiting is None else alive | waiting.to(device)[self._held]).nonzero()[:, 0]
         if 0 < len(kept) <= COMPACT * len(self._held):
             self._decoder.keep(kept)
             self._hidden, self._held, alive = self._hidden[kept], self._held[kept], alive[kept]
-        if len(kept) == 0:
+        if not bool(alive.any()):
             out = _silence(count, sampling.temperature, device, entropy)
         else:
             head, stopper = self.policy.head, self.policy.stopper(sampling.stop)
@@ -101,12 +104,26 @@ class Session:
             self._unfed = True
         self._used = self._used + out.mask.sum(1)
         ent = torch.zeros_like(out.logp) if out.entropy is None else out.entropy
-        self._blocks.append(_Block(out.tokens, out.mask, out.mask, out.logp, ent, out.temperature, self.turn))
-        self.turn += 1
+        self._blocks.append(_Block(out.tokens, out.mask, out.mask, out.logp, ent, out.temperature, self.turns))
+        self.turns = self.turns + live
         return replace(
             out, texts=self.policy.decode(out.tokens, out.mask), prompt=self.prompt, prompt_mask=self.prompt_mask,
             group=self.group,
         )  # fmt: skip
+
+    def _numbers(self, live: Tensor, steps: int, generator: torch.Generator) -> Tensor:
+        """Uniform numbers (steps, B): those of each row's own turn, drawn when the first row comes to it."""
+        if not bool(live.any()):
+            return torch.zeros(steps, len(self), dtype=torch.float64, device=live.device)
+        turns = self.turns[live]
+        first, last = int(turns.min()), int(turns.max())
+        while len(self._uniform) <= last:
+            self._uniform.append(uniforms(steps, len(self), generator, live.device))
+        if first == last:
+            return self._uniform[first]
+        table = torch.stack(self._uniform)  # (turns, steps, B)
+        own = self.turns.clamp(max=last).expand(1, steps, -1)
+        return table.gather(0, own)[0]
 
     def observe(self, texts: Sequence[str]) -> Tensor:
         """Each row reads a text, B of them; "" for rows that read nothing. Returns (B,) bool: all of it fitted.
@@ -122,8 +139,8 @@ class Session:
         mask = mask & (columns < self.room[:, None]) & held[:, None]
         zero = torch.zeros(tokens.shape, device=tokens.device)
         if tokens.shape[1]:
-            turn = max(self.turn - 1, 0)
-            self._blocks.append(_Block(tokens, mask, torch.zeros_like(mask), zero, zero, zero + 1, turn))
+            before = (self.turns - 1).clamp_min(0)
+            self._blocks.append(_Block(tokens, mask, torch.zeros_like(mask), zero, zero, zero + 1, before))
             self._used = self._used + mask.sum(1)
         tokens = torch.cat((self._unread[:, None].clamp_min(0), tokens), 1)[self._held]
         mask = torch.cat((self._unread[:, None] >= 0, mask), 1)[self._held]
@@ -159,7 +176,7 @@ class Session:
             mask=left([b.mask for b in blocks]),
             logp=left([b.logp for b in blocks]),
             entropy=left([b.entropy for b in blocks]),
-            turn=left([torch.full_like(b.tokens, b.turn) for b in blocks]),
+            turn=left([b.turn[:, None].expand_as(b.tokens) for b in blocks]),
             group=self.group,
             inputs={
                 "tokens": left([b.tokens for b in blocks]),

@@ -1,9 +1,8 @@
-"""Gymnasium's text interface as a world, against small environments registered here."""
+"""Gymnasium's text interface as a world, against the small environments of `guessing`."""
 
 import gymnasium
 import pytest
 import torch
-from gymnasium.spaces import Discrete, Text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,70 +13,13 @@ from partita.tasks.worlds.text_environment import TextEnvironment
 TOTAL = settings(max_examples=25, deadline=None, derandomize=True)
 
 
-class Guess(gymnasium.Env):
-    """Guess a digit: "up" or "down" until it is found. `trouble` breaks one thing."""
-
-    metadata = {"render_modes": []}
-
-    def __init__(self, trouble: str = "", hint: bool = True) -> None:
-        if trouble == "make":
-            raise RuntimeError("no licence")
-        self.observation_space = Discrete(3) if trouble == "observations" else Text(20)
-        self.action_space = Discrete(10) if trouble == "actions" else Text(1, charset="0123456789")
-        self.trouble = trouble
-        self.hint = hint
-        self.closed = False
-
-    def reset(self, *, seed=None, options=None):
-        super().reset(seed=seed)
-        if self.trouble == "reset":
-            raise RuntimeError("no file")
-        if self.trouble == "number":
-            return 5, {}
-        self.digit = int(self.np_random.integers(10))
-        self.turn = 0
-        start = (
-            f"digit {torch.seed()}" if self.trouble == "seed" else f"digit? {'even' if self.digit % 2 == 0 else 'odd'}"
-        )
-        return start, self._info()
-
-    def _info(self, **more):
-        return {"state": f"{self.digit}.{self.turn}", **more} if self.trouble != "stateless" else more
-
-    def step(self, action):
-        self.turn += 1
-        if self.trouble == "step" and self.turn == 2:
-            raise KeyError("lost\nbooks")
-        right = int(action) == self.digit
-        reward = {"nan": float("nan"), "none": None}.get(self.trouble, 2.0 if right else -0.5)
-        text = 7 if self.trouble == "text" else "" if right else "up" if int(action) < self.digit else "down"
-        info = self._info(success="x" if self.trouble == "success" else right) if self.hint else self._info()
-        return text, reward, right, self.turn >= 5, info
-
-    def expert(self) -> str:
-        if self.trouble == "expert":
-            raise AttributeError
-        return str(self.digit)
-
-    def close(self):
-        self.closed = True
-
-
-gymnasium.register("PartitaGuess-v0", Guess)
-gymnasium.register("PartitaMute-v0", lambda **kwargs: Mute(**kwargs))
-
-
-class Mute(Guess):
-    expert = None  # type: ignore[assignment]
-
-
 def gen(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
 def world(trouble: str = "", **changes) -> TextEnvironment:
     kwargs = {"trouble": trouble} | changes
-    return TextEnvironment(id="PartitaGuess-v0", kwargs=kwargs)
+    return TextEnvironment(id="guessing:PartitaGuess-v0", kwargs=kwargs, workers=1)
 
 
 def digit(problem) -> int:
@@ -109,7 +51,10 @@ def test_truncation_ends_the_episode_and_closes_the_environment():
     replies = [episode.act("0\n") for _ in range(6)]
     assert [r.done for r in replies] == [False] * 4 + [True] * 2
     assert (replies[4].reward, replies[5].reward) == (-0.5, 0.0)
-    assert episode.env.unwrapped.closed
+    here = task._open(problem)
+    for _ in range(5):
+        here.act("0\n")
+    assert here.env.unwrapped.closed
 
 
 def test_state_is_the_observation_where_the_environment_gives_none():
@@ -142,7 +87,7 @@ def test_demonstrations_and_reference_scores(capsys):
     assert "expert" in capsys.readouterr().out
     problem = task.problems(1, gen())[0]
     assert task.demonstrate(problem, gen(2), "random") == task.demonstrate(problem, gen(2), "random")
-    mute = TextEnvironment(id="PartitaMute-v0")
+    mute = TextEnvironment(id="guessing:PartitaMute-v0", workers=1)
     with pytest.raises(UserError, match="no method `expert"):
         mute.demonstrate(mute.problems(1, gen())[0], gen())
     assert list(reference_scores(mute, n=5)[0]) == ["random"]
@@ -151,8 +96,8 @@ def test_demonstrations_and_reference_scores(capsys):
 @pytest.mark.parametrize(
     ("trouble", "words"),
     [
-        ("observations", ["observations of PartitaGuess-v0 are Discrete", "Text"]),
-        ("actions", ["actions of PartitaGuess-v0 are Discrete"]),
+        ("observations", ["observations of guessing:PartitaGuess-v0 are Discrete", "Text"]),
+        ("actions", ["actions of guessing:PartitaGuess-v0 are Discrete"]),
         ("make", ["PartitaGuess-v0 could not be made", "RuntimeError: no licence"]),
         ("reset", ["RuntimeError: no file", "reset"]),
         ("number", ["int 5", "reset"]),
@@ -192,10 +137,10 @@ def test_a_reset_that_ignores_its_seed_is_found():
 
 def test_bad_settings_name_the_field():
     with pytest.raises(UserError, match="did you mean PartitaGuess-v0"):
-        TextEnvironment(id="PartitaGues-v0").problems(1, gen())
+        TextEnvironment(id="guessing:PartitaGues-v0", workers=1).problems(1, gen())
     with pytest.raises(UserError, match="id: the environment has no name"):
-        TextEnvironment().problems(1, gen())
+        TextEnvironment(workers=1).problems(1, gen())
     with pytest.raises(UserError, match="max_turns: 0"):
         TextEnvironment(max_turns=0)
     with pytest.raises(UserError, match="could not be made"):
-        TextEnvironment(id="no_such_module_here:Env-v0").problems(1, gen())
+        TextEnvironment(id="no_such_module_here:Env-v0", workers=1).problems(1, gen())

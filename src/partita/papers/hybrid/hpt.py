@@ -272,13 +272,13 @@ CLAIMS = (
         statement="beats a fixed mixture of demonstrations and rollouts (LUFFY-type) from the same demonstrations",
         treatment="hpt", control="luffy_mix", task="arithmetic",
         settings={"steps": 40, "batch_size": 8, "eval_size": 300},
-        dial=("problems out of reach", (("none", {"task.level": 1}), ("all", {"task.level": 6}))),
+        dial=("problems out of reach", (("few (level 1)", {"task.level": 1}), ("many (level 4)", {"task.level": 4}))),
         search={"lr": (1e-3, 3e-3)},
     ),
     Claim(
         statement="beats supervised learning followed by reinforcement learning at the same number of steps",
         treatment="hpt", control="sft_then_rl", task="arithmetic",
-        settings={"steps": 40, "batch_size": 8, "eval_size": 300, "task.level": 6},
+        settings={"steps": 40, "batch_size": 8, "eval_size": 300, "task.level": 4},
         search={"lr": (1e-3, 3e-3)},
     ),
     Identity(

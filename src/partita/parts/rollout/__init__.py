@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -135,12 +135,26 @@ def watched(batch: Batch) -> dict[str, float]:
     if batch.truncated is not None:
         out["truncated"] = float(batch.truncated.any(1).float().mean())
     if batch.records is not None:
+        out |= conversation(batch.records)
         out["success"] = float((outcome >= 1).float().mean())
         out |= dict(zip(("tokens_decoded", "kv_work"), map(float, decoding(batch)), strict=True))
         if batch.group is not None and len(batch.group.unique()) < len(batch):
             answers = {(g, r["response"]) for g, r in zip(batch.group.tolist(), batch.records, strict=True)}
             out["distinct"] = len(answers) / len(batch)
     return out
+
+
+def conversation(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """What to watch of episodes in worlds: turns, the share of malformed actions, and shares of episodes cut short."""
+    if not records or "turns" not in records[0]:
+        return {}
+    actions = [turn for record in records for turn in record["turns"]]
+    return {
+        "turns": len(actions) / len(records),
+        "malformed": sum(not turn["valid"] for turn in actions) / max(len(actions), 1),
+        "cut_turns": sum(record["why"] == "turns" for record in records) / len(records),
+        "cut_context": sum(record["why"] == "context" for record in records) / len(records),
+    }
 
 
 def decoding(batch: Batch) -> tuple[int, int]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
-
-import torch
+from typing import TYPE_CHECKING, ClassVar
 
 from partita.core.errors import UserError, nearest
 from partita.core.part import Domain
 from partita.core.task import Problem, Task
+
+if TYPE_CHECKING:
+    import torch
 
 MARKER = ">"  # ends every observation, and the prompt: the policy acts next
 MALFORMED = "?"  # begins the observation that follows an action which could not be read
@@ -31,6 +32,10 @@ class Reply:
     valid: bool = True
     score: float = 0.0
     parts: Mapping[str, float] = field(default_factory=dict)
+
+
+class Broken(Exception):
+    """The world of an episode failed: it raised, hung or died. The text says how."""
 
 
 class Episode:
@@ -72,6 +77,9 @@ class World(Task):
 
     A policy reads `problem.prompt + episode.observation`, writes an action that ends in a stop string, reads the
     reply's observation, and so on, until a reply is done or `max_turns` actions were taken (the caller counts).
+
+    slow: an action may take long (a process, a network), so that episodes are played side by side in threads.
+    patience: seconds that a batch of episodes waits for its slowest before the others act again.
     """
 
     domain: ClassVar[Domain] = "language"
@@ -81,6 +89,8 @@ class World(Task):
     levels: ClassVar[tuple[int, ...]] = ()  # what a curriculum can choose between
     hard: ClassVar[int | None] = None  # a level outside `levels`
     flaws: ClassVar[tuple[str, ...]] = ("random",)  # flawed procedures that `demonstrate` knows
+    slow: ClassVar[bool] = False
+    patience: ClassVar[float] = 1.0
     max_turns: int = 8
 
     def problems(self, n: int, generator: torch.Generator) -> list[Problem]:

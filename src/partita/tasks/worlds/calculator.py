@@ -74,6 +74,11 @@ class Calculator(Generated):
         if self.memory_mb < 1:
             raise UserError(f"memory_mb: {self.memory_mb} is no memory limit; choose 64 or more")
 
+    @property
+    def slow(self) -> bool:  # type: ignore[override]
+        """A call of the Python tool takes a process."""
+        return self.tool == "python"
+
     def turns(self, level: int) -> int:
         """A call a sum, and the answer."""
         return STEPS[level] + 1

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import torch
-
 from partita.core.errors import UserError, nearest
 from partita.core.task import Problem
-from partita.tasks.worlds.base import MALFORMED, MARKER, Episode, Reply, World
+from partita.tasks.worlds.base import MALFORMED, MARKER, Episode, Reply
+from partita.tasks.worlds.outside import Outside, scripted
 
 SUCCESS = ("success", "is_success")  # entries of `info` that say whether the task is solved
 
 
 @dataclass(frozen=True)
-class TextEnvironment(World):
+class TextEnvironment(Outside):
     """A registered Gymnasium environment whose observations and actions are `gymnasium.spaces.Text`.
 
     id, kwargs: what `gymnasium.make` takes; "my_module:MyEnv-v0" imports the module that registers it first.
-    max_turns: the turns that a policy is given; the environment's own time limit ends an episode as well.
+    max_turns: the turns that a policy is given; the environment's own time limit ends an episode as well. It runs in
+    processes of its own (`partita.tasks.worlds.outside`).
 
     A problem is a seed. The prompt is the text that `reset(seed=...)` returns, and every observation ends in `>`.
     An action is stepped without its newline; one outside the action space is answered by `?` and not stepped.
@@ -34,28 +35,22 @@ class TextEnvironment(World):
     reset that is not the same each time for one seed.
     """
 
-    max_turns: int = 8
     id: str = ""
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     max_tokens: ClassVar[int] = 32
     flaws: ClassVar[tuple[str, ...]] = ("random",)
+    abstract: ClassVar[bool] = False
 
-    def __post_init__(self) -> None:
-        if self.max_turns < 1:
-            raise UserError(f"max_turns: {self.max_turns} is too few; set 1 or more")
-
-    def problems(self, n: int, generator: torch.Generator) -> list[Problem]:
-        """n seeds with the texts that the environment starts them with."""
-        seeds = torch.randint(2**31 - 1, (n,), generator=generator, device=generator.device).tolist()
+    def _problem(self, seed: int) -> Problem:
+        """The text that the environment starts a seed with."""
         env = make(self.id, self.kwargs)
         try:
-            texts = [_reset(env, self.id, seed)[0] for seed in seeds]
+            return Problem(_marked(_reset(env, self.id, seed)[0]), {"seed": seed}, self.id)
         finally:
             env.close()
-        return [Problem(_marked(text), {"seed": seed}, self.id) for seed, text in zip(seeds, texts, strict=True)]
 
-    def open(self, problem: Problem) -> Simulation:
+    def _open(self, problem: Problem) -> Simulation:
         """A new copy of the environment, reset to the problem's seed."""
         env = make(self.id, self.kwargs)
         text, info = _reset(env, self.id, problem.data["seed"])
@@ -67,23 +62,17 @@ class TextEnvironment(World):
             )
         return Simulation(env, self.id, text, info)
 
-    def _demonstrate(self, problem: Problem, generator: torch.Generator, flaw: str | None) -> list[str]:
+    def _script(self, problem: Problem, dice: random.Random, flaw: str | None) -> list[str]:
         """The environment's own expert (flaw None), or random: samples of its action space."""
-        seed = int(torch.randint(2**31 - 1, (), generator=generator, device=generator.device))
-
-        def choose(episode: Episode) -> str:
-            assert isinstance(episode, Simulation)
-            env = episode.env
-            if flaw is None:
-                expert = getattr(env.unwrapped, "expert", None)
-                if not callable(expert):
-                    raise UserError(f"id: {self.id} has no method `expert(self) -> str` to demonstrate with; add one")
-                return f"{expert()}\n"
-            if episode.turn == 0:
-                env.action_space.seed(seed)
-            return f"{env.action_space.sample()}\n"
-
-        return self.play(problem, choose)
+        episode = self._open(problem)
+        env = episode.env
+        if flaw is None:
+            expert = getattr(env.unwrapped, "expert", None)
+            if not callable(expert):
+                raise UserError(f"id: {self.id} has no method `expert(self) -> str` to demonstrate with; add one")
+            return scripted(self, episode, lambda: f"{expert()}\n")
+        env.action_space.seed(dice.randrange(2**31))
+        return scripted(self, episode, lambda: f"{env.action_space.sample()}\n")
 
 
 class Simulation(Episode):
