@@ -147,10 +147,15 @@ CLAIMS = (
         statement="higher success than a fixed clip when trajectories are stale",
         treatment="bapo", control="grpo", task="countdown", metric="success",
         dial=_STALE, settings=_SETTINGS, search=_RATES, search_treatment=_TARGETS, search_control=_CLIPS,
+        analysis="Without staleness the two arms are the same run, since no ratio has moved when the clip is "
+        "adapted. With trajectories sixteen updates old neither success nor its spread differs from a "
+        "tuned fixed clip.",
     ),
     Claim(
         statement="higher entropy late in training than with a fixed clip when trajectories are stale",
         treatment="bapo", control="grpo", task="countdown", metric="entropy",
         settings={**_SETTINGS, **_STALE[1][-1][1]}, search=_RATES, search_treatment=_TARGETS, search_control=_CLIPS,
+        analysis="The other way round, on every seed: lower by 0.013 nats. A wider upper bound also lets the likely "
+        "tokens of good trajectories grow further, and no arm's entropy collapses here in 64 steps.",
     ),
 )  # fmt: skip

@@ -80,11 +80,15 @@ CLAIMS = (
         statement="updates on the fifth of the tokens of highest entropy are not worse than updates on all",
         treatment="forking_tokens", control="dapo", task="arithmetic", metric="success", threshold=-0.03,
         settings=_LONG_CHAINS, search=_RATES,
+        analysis="Four tokens in five can be left out of the update without a loss of more than 0.008 in success.",
     ),
     Claim(
         statement="updates on the tokens of highest entropy beat updates on all the others",
         treatment="forking_tokens", control="forking_rest", task="arithmetic", metric="success",
         dial=("share of the tokens taken for forks", (("0.02", {"focus.keep": 0.02}), ("0.2", {"focus.keep": 0.2}))),
         settings=_LONG_CHAINS, search=_RATES,
+        analysis="Without the fifth of highest entropy learning all but stops (0.29 against 0.94); even the "
+        "fiftieth of highest entropy, alone, learns as much as all the other tokens together, and a "
+        "little more.",
     ),
 )  # fmt: skip

@@ -121,6 +121,9 @@ CLAIMS = (
         settings={"steps": 40, "batch_size": 8, "eval_size": 300, "task.level": 2},
         dial=("updates on each batch", (("1", {}), ("8", {"minibatches": 4, "epochs": 2}))),
         search={"lr": (1e-4, 3e-4, 1e-3)},
+        analysis="Both arms solve 0.96 of the problems after 40 steps, with one update on a batch or eight; the "
+        "difference of 0.000 (-0.008 to 0.008) leaves no room for an effect worth having at this scale. "
+        "A harder level might.",
     ),
     Identity(
         statement="the gradient is the product of a label's error (critic) and a baselined score function (actor)",

@@ -146,5 +146,7 @@ CLAIMS = (
         settings={**_SETTINGS, **_FIRST, "task.level": 3},
         search_treatment={"lr": (3e-4, 1e-3), "credit.baseline": (0.0, -0.5)},
         search_control={"lr": (1e-4, 3e-4, 1e-3, 3e-3)},
+        analysis="With the learning rate tuned for each, good trajectories alone learn as much: 0.946 against "
+        "0.950.",
     ),
 )  # fmt: skip
