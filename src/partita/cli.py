@@ -19,6 +19,7 @@ HELP = """partita: policy optimisation, in parts
   partita train --config FILE | --resume DIR                          again, or on from where it stopped
   partita play DIR                evaluate a trained policy; --gif FILE or --mp4 FILE to watch it
   partita evaluate DIR_OR_MODEL   pass@k, cot_pass@k or success on a task, with intervals; --task T --metric M
+  partita evaluate --endpoint URL a served model plays a world; --model NAME --world W
   partita report [DIR ...]        one HTML page comparing runs; without runs, a site of all works and evidence
   partita compare A B ...         recipes over the same seeds: table, intervals, page; --task T --seeds N --jobs N
   partita claim KEY               a work's claim, treatment against control, written as evidence; --check, --all
@@ -114,8 +115,17 @@ def evaluate(argv: list[str]) -> None:
 
     --task T            and its fields (--task.level 4); for a run, by default the task that it was trained on
     --metric M          success (greedy), pass@k, or cot_pass@k, which counts right answers with a right chain only
+                        tool_calls for a problem, or tool_productivity, right answers for each call (greedy)
     --samples N (64)    responses to each problem   --k 1,8,64   --temperature X (1)
     --size N (200)      problems                    --seed N     --json
+
+    --endpoint URL      instead: a model behind an OpenAI-compatible address (http://localhost:8000/v1) plays a world
+    --model NAME        as the server names it      --world W    a world or language task, --task.level 2 its fields
+    --chat | --completions                          messages (the default), or plain text as a base model reads it
+    --temperature X (0) --max-tokens N              --no-stop    without the world's stop strings
+    --jobs N (8)        requests at a time          --timeout S (60)   --retries N (4)   --backoff S (0.5)
+    --api-key-env VAR   holds the key (OPENAI_API_KEY)           --manual FILE: tells the model of the world
+    --show N            episodes printed whole
     """
     from partita.lab.passk import main as run
 

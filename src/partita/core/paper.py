@@ -37,8 +37,8 @@ class Claim:
     dial: (name, ((label, settings), ...)), the mechanism that the method exploits, from absent to strongest; the
     verdict is on the strongest, and whether the effect grows from the first to the last is reported beside it.
     search: what is tuned in both arms, {"lr": (3e-4, 1e-3, 3e-3)}; search_treatment, search_control: in one of them;
-    both arms must come to the same number of trials. tuned_by: a measure to tune by, the higher the better (None: the
-    evaluation after training, or what the experiment returns).
+    both arms must come to the same number of trials. tuned_by: a measure to tune by, the higher the better, or the
+    entry of what the experiment returns (None: the evaluation after training, or its value, as the claim has it).
     experiment: instead of recipes, a function (arm, seed, **settings) -> number, or {"value": number, ...}.
     analysis: what the evidence taught, in words; shown beside it.
     """

@@ -132,7 +132,8 @@ def tuned(key: str, claim: Claim, engine: Engine, root: Path, quiet: bool) -> di
     record = {"statement": claim.statement, "metric": by, "search": asked, "seeds": list(seeds)}
     for arm in ARMS:
         mark = fingerprint(Trial(claim, Path(), seeds))
-        better = claim.better if claim.experiment is not None and claim.better != "equal" else "higher"
+        own = claim.experiment is not None and claim.tuned_by is None and claim.better != "equal"
+        better = claim.better if own else "higher"
         tuning = Tuning(
             place(root, key, mark) / "tuning" / arm, _job(claim, arm), _value(claim), spaces[arm],
             sizes[arm], seeds, better,
@@ -185,7 +186,7 @@ def _value(claim: Claim) -> Any:
     def read(job: Job) -> float:
         result = job.result() or {}
         if claim.experiment is not None:
-            return float(result["value"])
+            return float(result[claim.tuned_by or "value"])
         if claim.tuned_by is not None:
             return measured(claim.tuned_by, job.folder, result)
         return float(result["after"]["mean"])

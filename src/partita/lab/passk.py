@@ -1,4 +1,4 @@
-"""`partita evaluate`: Pass@K, CoT-Pass@K or success of a run's policy or of a model, with intervals."""
+"""`partita evaluate`: Pass@K, CoT-Pass@K, success or the use of tools, of a run's policy or a model, with intervals."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from scipy import stats
 
 from partita.core.errors import UserError, nearest
 from partita.core.words import switch, take, whole
-from partita.lab import statistics
+from partita.lab import statistics, tools
 from partita.lab.evaluate import evaluate
 from partita.lab.flags import parse
 from partita.lab.train import build_policy, load_policy, use_threads
 from partita.loops.run import Generators
 from partita.papers.diagnosis.cot_passk import judge
 
-METRICS = ("pass@k", "cot_pass@k", "success")
+METRICS = ("pass@k", "cot_pass@k", "success", *tools.METRICS)
 KS = (1, 8, 64)  # asked for by default, as far as there are samples
 SHARED = ("--task", "--env")  # flags of `partita train` that are understood here too, with the fields of the task
 
@@ -64,6 +64,10 @@ def share(values: ArrayLike, most: int = 1, level: float = 0.95) -> statistics.E
 def main(argv: list[str]) -> None:
     """Evaluate what the words name, and print it."""
     words = list(argv)
+    if any(word.partition("=")[0] == "--endpoint" for word in words):
+        from partita.lab.endpoint_command import main as served
+
+        return served(words)
     metric = take(words, "--metric") or "success"
     if metric not in METRICS:
         raise UserError(f"--metric {metric}: expected {', '.join(METRICS)}; {nearest(metric, METRICS)}")
@@ -76,6 +80,8 @@ def main(argv: list[str]) -> None:
     if metric == "success":
         found = evaluate(policy, config.task, size, seed)
         rows = [{"metric": found.metric, "k": None, "value": found.mean, "low": found.low, "high": found.high}]
+    elif metric in tools.METRICS:
+        rows = tools.rows(policy, config.task, metric, size, seed)
     else:
         if config.task.domain != "language":
             raise UserError(f"--metric {metric}: task {about['task']} is control; use --metric success")
@@ -90,7 +96,8 @@ def main(argv: list[str]) -> None:
         if judged.chain is not None:
             about |= {"chain right, of right answers": judged.faithful()}
     if as_json:
-        print(json.dumps({**about, "seed": seed, "values": rows}, indent=1))
+        known = [{k: None if v in (math.inf, -math.inf) else v for k, v in row.items()} for row in rows]
+        print(json.dumps({**about, "seed": seed, "values": known}, indent=1))
         return
     print("\n".join(lines(about, rows)))
 

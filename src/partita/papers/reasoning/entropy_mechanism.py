@@ -237,12 +237,16 @@ CLAIMS = (
         dial=("updates on each batch", (("1", {"minibatches": 1}), ("8", {"minibatches": 8}))), settings=_SETTINGS,
         search={"lr": (3e-4, 6e-4)}, search_treatment={"objective.share": (0.02, 0.2)},
         search_control={"objective.clip_high": (0.2, 0.28)},
+        analysis="Entropy is kept up, as the next statement has it, and success is not higher for it: 0.52 in "
+        "both arms after 60 steps of eight updates each, and a little lower where a batch gives one "
+        "update.",
     ),
     Claim(
         statement="higher entropy late in training than GRPO where a batch gives several updates",
         treatment="entropy_mechanism", control="grpo", task="countdown", metric="entropy",
         settings={**_SETTINGS, "minibatches": 8}, search={"lr": (3e-4, 6e-4)},
         search_treatment={"objective.share": (0.2,)}, search_control={"objective.clip_high": (0.2,)},
+        analysis="0.20 against 0.14 nats, on every seed.",
     ),
     Identity(
         statement="entropy changes by the covariance of log-probabilities and changes of logits (slope over states)",

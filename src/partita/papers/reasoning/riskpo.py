@@ -158,9 +158,14 @@ CLAIMS = (
         dial=("difficulty of a batch", (("alike (level 4)", {"task.level": 4}), ("mixed (1 to 4)", {"task.level": 0}))),
         search={"lr": (1e-4, 3e-4)}, search_treatment={"credit.baseline": ("upper", "mean")},
         search_control={"credit.std": (True, False)}, measure=tail_pass_at_8,
+        analysis="Worse, whether the problems of a batch are alike or mixed: 0.90 against 0.94 when mixed. Five "
+        "problems share one advantage, so that a step learns from 24 scores where GRPO has 120; 30 steps do not make "
+        "up for that.",
     ),
     Claim(
         statement="the policy's entropy late in training is higher than with GRPO",
         treatment="riskpo", control="grpo", task="arithmetic", metric="entropy", settings=_TRAINED,
+        analysis="Twice GRPO's, 0.06 against 0.03 nats, at the same learning rate, untuned. Part of it is that "
+        "less has been learnt by then.",
     ),
 )  # fmt: skip

@@ -6,6 +6,7 @@ import atexit
 import itertools
 import json
 import os
+import re
 import select
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from partita.core.errors import UserError
 from partita.tasks.worlds.base import Broken
 from partita.tasks.worlds.outside import Outside
 
+SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)  # variables that workers do not get
 STARTING = 120.0  # seconds in which a process must have imported the world
 
 
@@ -56,7 +58,7 @@ class Host:
         self._unread = b""
         self._process = subprocess.Popen(
             [sys.executable, "-m", "partita.tasks.worlds.host"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+            stderr=subprocess.DEVNULL, env=surroundings(),
         )  # fmt: skip
         settings = self.world.settings()
         found = self._ask({"target": self.target, "settings": settings, "memory_mb": self.world.memory_mb}, STARTING)
@@ -167,6 +169,12 @@ def hosts(world: Outside) -> Hosts:
 def _end_all() -> None:
     for each in _known.values():
         each.end()
+
+
+def surroundings() -> dict[str, str]:
+    """The environment of a worker: ours, where it finds our modules, without what looks like a secret."""
+    kept = {name: value for name, value in os.environ.items() if not SECRET.search(name)}
+    return {**kept, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
 
 
 def _ended(code: int | None) -> str:

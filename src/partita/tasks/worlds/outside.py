@@ -86,21 +86,22 @@ class Proxy(Episode):
         self._host = hosts.next()
         self._problem = packed(problem)
         self._actions: list[str] = []
-        self._begin()
-
-    def _begin(self) -> None:
         found = self._host.call("open", self._problem)
         self._number, self._born = found["number"], found["born"]
         self.observation, self.state = found["observation"], found["state"]
 
     def _again(self) -> None:
         """Open it again and repeat its actions, after its process was killed for another episode's sake."""
-        before = (self.observation, self.state)
-        self._begin()
+        before, state = (self.observation, self.state), ""
+        found = self._host.call("open", self._problem)
         for action in self._actions:
-            self.state = self._host.call("act", [self._number, action], self._born)["state"]
-        if (self.observation, self.state) != before:
+            state = self._host.call("act", [found["number"], action], found["born"])["state"]
+        if (found["observation"], state if self._actions else found["state"]) != before:
             raise Broken("it went another way when played again; make it deterministic in its problem")
+        self._number, self._born = (
+            found["number"],
+            found["born"],
+        )  # only now: this may be interrupted
 
     def act(self, action: str) -> Reply:
         """One action, in the worker."""
