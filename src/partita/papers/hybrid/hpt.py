@@ -274,12 +274,16 @@ CLAIMS = (
         settings={"steps": 40, "batch_size": 8, "eval_size": 300},
         dial=("problems out of reach", (("few (level 1)", {"task.level": 1}), ("many (level 4)", {"task.level": 4}))),
         search={"lr": (1e-3, 3e-3)},
+        analysis="0.78 against 0.73 where whole groups often fail, and no difference where they seldom do: "
+        "demonstrations are taken when they are needed.",
     ),
     Claim(
         statement="beats supervised learning followed by reinforcement learning at the same number of steps",
         treatment="hpt", control="sft_then_rl", task="arithmetic",
         settings={"steps": 40, "batch_size": 8, "eval_size": 300, "task.level": 4},
         search={"lr": (1e-3, 3e-3)},
+        analysis="As good as supervised learning for half of the steps and reinforcement learning for the rest, "
+        "0.78 both, whose switch was set by hand; what the gate spares here is choosing that step.",
     ),
     Identity(
         statement="the gradients of SFT, REINFORCE, PPO, GRPO, TOPR, NFT and LUFFY mixing fall out of the four parts",

@@ -157,6 +157,9 @@ CLAIMS = (
         settings={"steps": 60, "batch_size": 16, "eval_size": 200},
         dial=("demonstrations", (("within reach", {"task.level": 2}), ("out of reach", {"task.level": 5}))),
         search={"lr": (3e-4, 1e-3, 3e-3)},
+        analysis="0.32 of other tasks' problems against 0.26 where the demonstrations are out of reach, and no "
+        "difference where the model can nearly write them itself; the spread over seeds is as large as "
+        "the effect.",
     ),
     Identity(
         statement="the mean over candidates drawn without temperature is the gradient of dynamic fine-tuning",

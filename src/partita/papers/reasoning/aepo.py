@@ -193,6 +193,9 @@ CLAIMS = (
         threshold=0.05, experiment=held_entropy,
         settings={"level": 1, "steps": 40, "batch_size": 8, "lr": 1e-3},
         dial=("target", (("0.25", {"target": 0.25}), ("0.45", {"target": 0.45}))),
+        analysis="At half the initial entropy the mean of the last steps is on target (0.997 of it) but scatters "
+        "by 7% from seed to seed; at 0.45, near the initial entropy, it ends 13% below: policy gradients "
+        "take entropy away faster than 40 steps of the regulariser give it back.",
     ),
     Claim(
         statement="success peaks at an intermediate entropy: held there it exceeds GRPO's, held higher it does not",

@@ -161,4 +161,9 @@ CLAIM = Claim(
     },
     search_control={"max_grad_norm": (0.1, 0.3, 1.0)},
     metric="success within the budget", measure=within_budget,
+    analysis="The reverse. At ten times the learning rate GRPO keeps 0.38 with the tightest clip of its "
+    "gradient norm (0.1, chosen by tuning among 0.1, 0.3 and 1), and CAPO, which leaves out tokens "
+    "by their predicted change and keeps the clip at 1, ends at 0 on nearly every seed. At the usual "
+    "rate the two are alike. The model of the change comes from the last layer alone and looks one "
+    "step ahead; where a single step destroys the policy it comes too late.",
 )  # fmt: skip

@@ -159,11 +159,15 @@ CLAIMS = (
         treatment="sec", control="random_curriculum", task="arithmetic", metric="success on an unseen level",
         settings=_TRAINED, dial=_WASTE, measure=unseen_level, search={"lr": (1e-4, 3e-4)},
         search_treatment={"curriculum.temperature": (0.2, 1.0)}, search_control={"credit.std": (True, False)},
+        analysis="No better than a random order, with levels that teach nothing among those to choose from or "
+        "without; without them slightly worse. 0.87 against 0.88: a random order wastes half of its "
+        "problems and loses little by it here.",
     ),
     Claim(
         statement="trains for problems harder than those it saw better than going from easy to hard does",
         treatment="sec", control="easy_to_hard", task="arithmetic", metric="success on an unseen level",
         settings={**_TRAINED, "curriculum.levels": (1, 2, 3)}, measure=unseen_level,
         search_treatment={"curriculum.temperature": (0.2, 1.0)}, search_control={"curriculum.every": (5, 10)},
+        analysis="0.87 against 0.85, and the interval just reaches below zero.",
     ),
 )  # fmt: skip
