@@ -24,6 +24,7 @@ HELP = """partita: policy optimisation, in parts
   partita compare A B ...         recipes over the same seeds: table, intervals, page; --task T --seeds N --jobs N
   partita claim KEY               a work's claim, treatment against control, written as evidence; --check, --all
   partita tune RECIPE             search settings on tuning seeds; --search lr=1e-4..1e-2:log --trials N
+  partita data FILE               what a file of preferences holds, and which rows are useless; --model M
   partita doctor DIR              what is going wrong in a run, and which parts address it
   partita papers                  the works held here; --json, --family F
   partita show KEY                one work: summary, equations, what it changes, evidence
@@ -218,6 +219,20 @@ def tune(argv: list[str]) -> None:
     run(argv, engine(argv))
 
 
+def data(argv: list[str]) -> None:
+    """partita data FILE [flags]: what a file of preferences holds, and which of its rows are useless, and why.
+
+    FILE            a .jsonl file or a dataset of the hub, as `--task comparisons --task.path FILE` reads it
+    --model M       count tokens by this model's tokenizer, and write messages by its chat template
+    --task.FIELD V  the fields of the task: --task.max-prompt 512 --task.too-long cut_prompt_left --task.split test
+    --strict        stop at the first useless row    --show N (1)   rows printed as the policy reads them    --json
+    Exit code 1 where rows are left out, 0 otherwise, 2 for a file that cannot be used.
+    """
+    from partita.lab.data import main as run
+
+    run(argv)
+
+
 def doctor(argv: list[str]) -> None:
     """partita doctor DIR [--json]: what is going wrong in a run, with the numbers and the parts that address it.
 
@@ -246,7 +261,8 @@ def engine(argv: list[str]) -> Any:
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    "train": train, "compare": compare, "claim": claim, "tune": tune, "doctor": doctor,
+    "train": train, "compare": compare, "claim": claim, "tune": tune, "data": data,
+    "doctor": doctor,
     "play": play, "evaluate": evaluate, "report": report, "papers": papers, "show": show, "diff": diff,
     "parts": parts,
 }  # fmt: skip

@@ -12,7 +12,7 @@ from partita.core.part import equations, summary
 # nothing to write as an equation
 PLAIN = {
     "uniform", "all_steps", "all", "frozen", "reset", "outcome", "segments", "current", "demonstrations", "pool",
-    "easy_to_hard",
+    "easy_to_hard", "offline", "online", "labelled",
 }  # fmt: skip
 SLOTS = [s for s in registry.index()["parts"] if s not in ("task", "policy")]
 

@@ -38,6 +38,10 @@ class Recipe:
                     raise UserError(
                         f"{slot}: {part.part_name()} fills the slot `{part.slot}`; use --{part.slot} {part.part_name()}"
                     )
+                if part.loop and part.loop != self.loop:
+                    raise UserError(
+                        f"{slot}: {part.part_name()} belongs to the {part.loop} loop, and the recipe to {self.loop}"
+                    )
 
     def but(self, **changes: Any) -> Self:
         """A copy with some slots or numbers replaced."""
@@ -86,4 +90,5 @@ def differences(a: Recipe, b: Recipe) -> list[tuple[str, Any, Any]]:
     """Slot by slot and number by number, where two recipes of one loop differ: (field, of a, of b)."""
     if a.loop != b.loop:
         return [("loop", a.loop, b.loop)]
-    return [(f.name, left, right) for f in fields(a) if (left := getattr(a, f.name)) != (right := getattr(b, f.name))]
+    names = [*a.slots, *a.numbers()]
+    return [(n, left, right) for n in names if (left := getattr(a, n)) != (right := getattr(b, n))]

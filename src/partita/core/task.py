@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from partita.core.part import Domain, Part
 
@@ -14,6 +14,17 @@ class Task(Part):
 
     slot: ClassVar[str] = "task"
     domain: ClassVar[Domain]
+
+    def met(self, policy: Any) -> Self:
+        """The task as this policy will see it: a task whose data wait for a tokenizer prepares them here.
+
+        Called before anything is evaluated, trained or written; meeting the same policy again costs nothing.
+        """
+        return self
+
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know of the task before it is used, one line each: rows left out, for instance."""
+        return ()
 
 
 @dataclass(frozen=True)

@@ -40,3 +40,8 @@ def put_last(values: Tensor, mask: Tensor) -> Tensor:
     out = torch.zeros(mask.shape, dtype=values.dtype, device=values.device)
     values = torch.where(mask.any(1), values, torch.zeros_like(values))
     return out.scatter_(1, last_step(mask)[:, None], values[:, None])
+
+
+def last_value(values: Tensor, mask: Tensor) -> Tensor:
+    """The entry of (B, T) at the last true entry of each row, (B,); that of step 0 on empty rows."""
+    return values.gather(1, last_step(mask)[:, None])[:, 0]

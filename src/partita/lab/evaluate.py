@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from partita.core.batch import Batch
+from partita.core.errors import UserError
 from partita.core.policy import Policy
-from partita.core.task import Task
+from partita.core.task import Problem, Task
+from partita.estimators.margins import response_logp
+from partita.estimators.masked import last_value
 from partita.loops.run import Generators
+from partita.parts.resample import offered
 from partita.parts.rollout import Sample
+from partita.tasks.preferences.base import PreferenceTask
 
 SAMPLES = 8  # how many responses are kept for people to read
 
@@ -20,7 +27,8 @@ SAMPLES = 8  # how many responses are kept for people to read
 class Evaluation:
     """A mean with its 95% interval: Wilson's for success (every score 0 or 1), Student's t otherwise.
 
-    metric: "success" or "return". length: mean steps or tokens. samples: the first few trajectories in words.
+    metric: "success", "return", or "accuracy" where only given responses can be compared. length: mean steps or tokens.
+    samples: the first few trajectories in words.
     """
 
     metric: str
@@ -62,8 +70,79 @@ def rollout(policy: Any, task: Any, size: int, seed: int, greedy: bool = True, c
 
 
 def evaluate(policy: Policy, task: Task, size: int, seed: int, greedy: bool = True) -> Evaluation:
-    """Performance of the policy on `size` fresh problems or episodes."""
+    """Performance of the policy on `size` fresh problems or episodes; where a task cannot judge, its `agreement`."""
+    task = task.met(policy)
+    if isinstance(task, PreferenceTask) and not task.judged:
+        return agreement(policy, task, size, seed)
     batch = rollout(policy, task, size, seed, greedy)
     metric, mean, low, high = interval(batch.need("outcome").tolist())
     samples = tuple(batch.records[:SAMPLES]) if batch.records is not None else ()
     return Evaluation(metric, mean, low, high, len(batch), float(batch.lengths.float().mean()), samples)
+
+
+def evaluable(task: Task) -> bool:
+    """Whether there is anything to evaluate on: a judge, or comparisons that are held out."""
+    return (
+        not isinstance(task, PreferenceTask)
+        or task.judged
+        or bool(_contests(task, task.held(sys.maxsize, torch.Generator())))
+    )
+
+
+@torch.no_grad()
+def agreement(policy: Any, task: PreferenceTask, size: int, seed: int, chunk: int = 16) -> Evaluation:
+    """How often the policy agrees with the comparisons that a task holds out, up to `size` prompts.
+
+        accuracy = mean over prompts of the share of pairs with  s(y_w) > s(y_l),    s = mean_t log pi(y_t | x, y_<t)
+
+    or s the value at the last token where the policy has a value head (a reward model). Responses that are labelled one
+    by one make pairs in order, the k-th desirable with the k-th undesirable, each pair counting as a prompt. Interval:
+    Wilson's, at the effective number of prompts where these hold several pairs. Raises UserError where nothing is held
+    out.
+    """
+    problems = task.held(size, Generators(seed)["evaluation/problems"])
+    contests = _contests(task, problems)
+    if not contests:
+        raise UserError(f"held_out: task {task.part_name()} holds no comparison out; give a larger --task.held-out")
+    marks: list[float] = []
+    lengths: list[int] = []
+    texts: list[tuple[str, str]] = []
+    for i in range(0, len(problems), chunk):
+        pairs, _ = offered(policy, task, problems[i : i + chunk])
+        batch, out = pairs.batch, policy.evaluate(pairs.batch)
+        by = last_value(out.need("value"), batch.mask) if policy.has_value else None
+        marks += (response_logp(out.logp, batch.mask, mean=True) if by is None else by).tolist()
+        lengths += batch.lengths.tolist()
+        texts += [(r["prompt"], r["response"]) for r in batch.records or ()]
+    scores = [sum(marks[w] > marks[l] for w, l in pairs) / len(pairs) for pairs in contests]
+    metric, mean, low, high = interval(scores)
+    if metric != "success":
+        from partita.lab.passk import share
+
+        found = share(scores)
+        mean, low, high = found.value, found.low, found.high
+    samples = tuple(
+        {
+            "prompt": texts[w][0], "response": texts[w][1], "score": float(marks[w] > marks[l]),
+            "why": f"{marks[w]:.3f}, the other response {marks[l]:.3f}",
+        }
+        for w, l in (pairs[0] for pairs in contests[:SAMPLES])
+    )  # fmt: skip
+    return Evaluation("accuracy", mean, low, high, len(scores), sum(lengths) / len(lengths), samples)
+
+
+def _contests(task: PreferenceTask, problems: Sequence[Problem]) -> list[list[tuple[int, int]]]:
+    """The pairs of each problem, the better row first; rows count the responses of all problems."""
+    out: list[list[tuple[int, int]]] = []
+    by_label: tuple[list[int], list[int]] = ([], [])
+    start = 0
+    for problem in problems:
+        given = task.given(problem)
+        pairs = [(i, j) if prefer > 0.5 else (j, i) for i, j, prefer, _ in given.compared if prefer != 0.5]
+        if pairs:
+            out.append([(start + i, start + j) for i, j in pairs])
+        for row, label in enumerate(given.labels, start):
+            if label in (0, 1):
+                by_label[int(label)].append(row)
+        start += len(given.responses)
+    return out + [[pair] for pair in zip(by_label[1], by_label[0], strict=False)]

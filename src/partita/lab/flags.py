@@ -23,7 +23,7 @@ from partita.core.words import take
 from partita.lab.config import Config, Settings
 from partita.lab.train import default_policy
 
-SHORT = {"--env": "--task", "--model": "--policy.model"}
+SHORT = {"--env": "--task", "--model": "--policy.model", "--strict": "--task.strict"}
 
 
 def parse(argv: Sequence[str]) -> tuple[Config, dict[str, Any]]:
@@ -34,7 +34,7 @@ def parse(argv: Sequence[str]) -> tuple[Config, dict[str, Any]]:
     many = set(recipe.many)
     choices = _choices(words, (*recipe.slots, "task", "policy"), many)
     if "task" in choices:
-        config = replace(config, task=_task(choices["task"][0], config.task))
+        config = replace(config, task=_task(choices["task"][0], config.task, recipe.loop))
     if "policy" in choices:
         config = replace(config, policy=_part("policy", choices["policy"][0], config.policy))
     elif config.task.domain not in config.policy.domains:
@@ -80,7 +80,10 @@ def _base(words: list[str]) -> Config:
 def _default_task(recipe: Any) -> Any:
     grouped = recipe.group_size > 1 if hasattr(recipe, "group_size") else False
     language = grouped or any("control" not in part.domains for part in recipe.parts())
-    return registry.part_class("task", "arithmetic" if language else "cartpole")()
+    if recipe.loop == "preference" or not language:
+        return registry.part_class("task", "lab" if recipe.loop == "preference" else "cartpole")()
+    known = [registry.part_class("task", name)() for name in ("arithmetic", "lookup")]  # in one answer, or in turns
+    return next((t for t in known if all(part.refuses(recipe, t) is None for part in recipe.parts())), known[0])
 
 
 def _choices(words: list[str], slots: Sequence[str], many: set[str]) -> dict[str, list[str]]:
@@ -113,12 +116,14 @@ def _make(cls: Any, what: str, **settings: Any) -> Any:
     return cls(**settings)
 
 
-def _task(name: str, held: Any) -> Any:
-    """A task by name; `gym:ID` is a Gymnasium environment and a path to .jsonl a dataset."""
+def _task(name: str, held: Any, loop: str) -> Any:
+    """A task by name; `gym:ID` is a Gymnasium environment, a path to .jsonl a dataset, or comparisons where a loop
+    learns from these."""
     if name.startswith("gym:"):
         return _make(registry.part_class("task", "gym"), f"--task {name}", id=name[4:])
     if name.endswith(".jsonl"):
-        return _make(registry.part_class("task", "dataset"), f"--task {name}", path=name)
+        kind = "comparisons" if loop == "preference" else "dataset"
+        return _make(registry.part_class("task", kind), f"--task {name}", path=name)
     return _part("task", name, held)
 
 

@@ -45,7 +45,7 @@ def play(folder: Path, episodes: int, seed: int, greedy: bool, gif: str | None, 
             raise UserError(f"--{films[0].suffix[1:]}: task {config.task.part_name()} is language; it has no pictures")
         _ready(films, config.task)
     found = evaluate(policy, config.task, episodes, seed, greedy)
-    how = "greedy" if greedy else "sampled"
+    how = "on responses held out:" if found.metric == "accuracy" else "greedy" if greedy else "sampled"
     unit = "tokens" if config.task.domain == "language" else "steps"
     print(f"{config.name} on {config.task.part_name()}: {how} {found}, mean length {found.length:.1f} {unit}")
     for sample in found.samples[:SHOWN]:

@@ -8,7 +8,7 @@ from typing import Any
 WATCHED = (
     ("return", "return", "{:.2f}"), ("success", "success", "{:.3f}"), ("kl", "kl", "{:.1e}"),
     ("entropy", "entropy", "{:.2f}"), ("clip_fraction", "clip", "{:.3f}"), ("length", "length", "{:.1f}"),
-    ("explained_variance", "ev", "{:.2f}"),
+    ("explained_variance", "ev", "{:.2f}"), ("accuracy", "accuracy", "{:.3f}"), ("margin", "margin", "{:.3f}"),
 )  # fmt: skip
 
 
@@ -22,6 +22,11 @@ def numbers(metrics: dict[str, float]) -> str:
     )
 
 
+def said(evaluation: Any) -> str:
+    """An evaluation in words; all but the accuracy on given responses is of greedy ones."""
+    return str(evaluation) if evaluation.metric == "accuracy" else f"greedy {evaluation}"
+
+
 def rate_of(metrics: dict[str, float]) -> str:
     """How fast the step went."""
     for name in ("tokens", "steps"):
@@ -30,17 +35,32 @@ def rate_of(metrics: dict[str, float]) -> str:
     return ""
 
 
-class Progress:
+class Notes:
+    """What a person should know of the task, on the error stream; otherwise silent."""
+
+    def start(self, run: Any, config: Any, total: int, before: Any) -> None:
+        for line in config.task.notes():
+            print(line, file=sys.stderr, flush=True)
+
+    def step(self, step: int, metrics: dict[str, float], batch: Any) -> None:
+        pass
+
+    def end(self, result: Any) -> None:
+        pass
+
+
+class Progress(Notes):
     """A live line on a terminal; elsewhere (a file, CI) a plain line about every tenth of the run."""
 
     def __init__(self) -> None:
         self.bar: Any = None
 
     def start(self, run: Any, config: Any, total: int, before: Any) -> None:
+        super().start(run, config, total, before)
         self.total = total
         self.title = f"{config.name} on {config.task.part_name()}"
         if before is not None:
-            print(f"{self.title}: before training, greedy {before}", flush=True)
+            print(f"{self.title}: before training, {said(before)}", flush=True)
         if sys.stdout.isatty():
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
@@ -63,4 +83,4 @@ class Progress:
         if self.bar is not None:
             self.bar.stop()
         if result.after is not None:
-            print(f"{self.title}: after training, greedy {result.after}", flush=True)
+            print(f"{self.title}: after training, {said(result.after)}", flush=True)

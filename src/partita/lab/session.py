@@ -11,7 +11,7 @@ from partita.core.errors import UserError
 from partita.core.words import take
 from partita.lab.config import Config
 from partita.lab.flags import parse
-from partita.lab.progress import Progress
+from partita.lab.progress import Notes, Progress
 from partita.lab.train import Result, free_folder, launch
 
 
@@ -39,7 +39,7 @@ def train(argv: list[str]) -> None:
 
 def watchers(quiet: bool, track: tuple[str, ...]) -> tuple[Any, ...]:
     """Who follows the run."""
-    out: list[Any] = [] if quiet else [Progress()]
+    out: list[Any] = [Notes()] if quiet else [Progress()]
     if track:
         from partita.lab.track import tracker
 
@@ -65,5 +65,5 @@ def smoke(config: Config) -> None:
     small = recipe.but(steps=2, batch_size=size, minibatches=min(recipe.minibatches, 2), epochs=min(recipe.epochs, 2))
     settings = replace(config.settings, eval_size=min(config.settings.eval_size, 4), save_every=1)
     with tempfile.TemporaryDirectory() as folder:
-        result = launch(replace(config, recipe=small, settings=settings), Path(folder) / "run", False, ())
+        result = launch(replace(config, recipe=small, settings=settings), Path(folder) / "run", False, (Notes(),))
     print(f"{config.name} on {config.task.part_name()}: smoke test passed ({len(result.metrics)} steps)")

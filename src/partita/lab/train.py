@@ -16,7 +16,7 @@ from partita.core.recipe import Recipe
 from partita.core.task import Task
 from partita.lab import environment
 from partita.lab.config import Config, Settings
-from partita.lab.evaluate import Evaluation, evaluate
+from partita.lab.evaluate import Evaluation, evaluable, evaluate
 from partita.lab.run import FolderRun, read_rows
 from partita.loops.run import Generators
 
@@ -72,8 +72,9 @@ def launch(config: Config, folder: Path, resume: bool = False, watchers: tuple[A
     settings, task = config.settings, config.task
     use_threads(settings, task)
     policy = build_policy(config)
+    task = task.met(policy)
     settle: Any = config.recipe
-    config = replace(config, recipe=settle.settle(task, policy))
+    config = replace(config, task=task, recipe=settle.settle(task, policy))
     settle = config.recipe
     settle.check(task, policy)
     run = FolderRun(folder, settings.seed, settings.save_every, settings.until, settings.samples, settings.seconds)
@@ -82,7 +83,7 @@ def launch(config: Config, folder: Path, resume: bool = False, watchers: tuple[A
         environment.record(folder)
 
         def measure(step: int) -> Evaluation | None:
-            if not settings.eval_size:
+            if not settings.eval_size or not evaluable(task):
                 return None
             held = [r for r in read_rows(folder / "evaluations.jsonl") if r["step"] == step]
             if held:

@@ -1,26 +1,17 @@
-"""The optimiser of a policy: gradient, clipping, schedule, and the guard against numbers that are not finite."""
+"""The optimiser of a policy: `Adam` with a learning-rate schedule."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
-
-import torch
-from torch import Tensor
-from torch.nn import Parameter
-from torch.optim.adamw import adamw
+from typing import Literal
 
 from partita.core.policy import Policy
+from partita.policies.adam import Adam
 
 Schedule = Literal["constant", "linear"]
 
 
-class Learner:
-    """Adam with decoupled weight decay (fused), gradient-norm clipping and a learning-rate schedule.
-
-    Calls torch's functional AdamW with lists of its own: `torch.optim.AdamW` imports the compiler when it is made,
-    about a second, and gathers its state anew at every step.
-    """
+class Learner(Adam):
+    """Adam on a policy's trainable parameters, with a constant or linearly falling learning rate and a warm-up."""
 
     def __init__(
         self,
@@ -34,11 +25,8 @@ class Learner:
         betas: tuple[float, float],
         eps: float,
     ) -> None:
-        self.parameters = policy.trainable()
+        super().__init__(policy.trainable(), lr, max_grad_norm, weight_decay, betas, eps)
         self.lr, self.schedule, self.warmup, self.total = lr, schedule, warmup, total
-        self.max_grad_norm, self.weight_decay, self.betas, self.eps = max_grad_norm, weight_decay, betas, eps
-        self.rate = lr
-        self.moments: dict[str, dict[str, Tensor]] = {}  # by parameter name, made at its first gradient
 
     def begin(self, step: int) -> float:
         """Set the learning rate of training step `step` (from 1) and return it."""
@@ -48,56 +36,3 @@ class Learner:
         if self.warmup:
             self.rate *= min(1.0, step / self.warmup)
         return self.rate
-
-    @torch.no_grad()
-    def apply(self) -> Tensor:
-        """Clip and step on the gradients that have been accumulated; returns their norm, scalar.
-
-        Steps only when the norm is finite: the caller checks what it got.
-        """
-        held = [(name, p) for name, p in self.parameters.items() if p.grad is not None]
-        gradients = [p.grad for _, p in held if p.grad is not None]
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-        if bool(norm.isfinite()):
-            if self.max_grad_norm is not None and float(norm) > self.max_grad_norm:
-                torch._foreach_mul_(gradients, self.max_grad_norm / (float(norm) + 1e-6))
-            self._step(held, gradients)
-        for _, parameter in held:
-            parameter.grad = None
-        return norm
-
-    def _step(self, held: list[tuple[str, Parameter]], gradients: list[Tensor]) -> None:
-        for name, parameter in held:
-            if name not in self.moments:
-                self.moments[name] = {
-                    "step": torch.zeros((), device=parameter.device),
-                    "exp_avg": torch.zeros_like(parameter),
-                    "exp_avg_sq": torch.zeros_like(parameter),
-                }
-        moments = [self.moments[name] for name, _ in held]
-        adamw(
-            [p for _, p in held],
-            gradients,
-            [m["exp_avg"] for m in moments],
-            [m["exp_avg_sq"] for m in moments],
-            [],
-            [m["step"] for m in moments],
-            fused=True,
-            amsgrad=False,
-            beta1=self.betas[0],
-            beta2=self.betas[1],
-            lr=self.rate,
-            weight_decay=self.weight_decay,
-            eps=self.eps,
-            maximize=False,
-        )
-
-    def state_dict(self) -> dict[str, Any]:
-        """Moments and step counts by parameter name."""
-        return dict(self.moments)
-
-    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        self.moments = {
-            name: {k: v.to(self.parameters[name].device, copy=True) for k, v in moments.items()}
-            for name, moments in state.items()
-        }

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -12,11 +11,10 @@ from partita.core.batch import Batch
 from partita.core.errors import UserError
 from partita.core.part import Unit
 from partita.core.policy import Policy
-from partita.core.recipe import Recipe
 from partita.core.task import Task
 from partita.estimators.groups import degenerate
 from partita.estimators.masked import whiten
-from partita.loops.learner import Learner, Schedule
+from partita.loops.learned import Learned, rate_for
 from partita.loops.run import Generators, Run
 from partita.loops.update import update
 from partita.parts.aggregate import Aggregate, TokenMean
@@ -33,15 +31,12 @@ from partita.parts.select import All, Select
 
 
 @dataclass(frozen=True)
-class OnPolicy(Recipe):
+class OnPolicy(Learned):
     """A recipe of the on-policy loop: a part for each slot, and the numbers of the loop.
 
-    Numbers left at None are settled by the task's domain (`settle`) and written to the run's configuration.
-
-    batch_size: problems (or environments) a step; group_size: trajectories of each.
-    epochs, minibatches: passes over a batch, and updates in each pass. micro_batch: trajectories evaluated at
-    once, a limit on memory that does not change the update. whiten: advantages to zero mean and unit deviation
-    over the batch or each minibatch. lr_schedule: constant, or linear to zero; warmup: steps of linear warm-up.
+    Numbers left at None are settled by the task's domain (`settle`) and written to the run's configuration; those that
+    every loop with an optimiser has are in `Learned`. batch_size: problems (or environments) a step; group_size:
+    trajectories of each. whiten: advantages to zero mean and unit deviation over the batch or each minibatch.
     """
 
     loop: ClassVar[str] = "on_policy"
@@ -63,72 +58,28 @@ class OnPolicy(Recipe):
     regularisers: tuple[Regulariser, ...] = ()
     reference: Reference = Frozen()
 
-    steps: int | None = None
-    batch_size: int | None = None
     group_size: int = 1
-    epochs: int = 1
-    minibatches: int = 1
-    micro_batch: int | None = None
-    lr: float | None = None
-    lr_schedule: Schedule = "constant"
-    warmup: int = 0
-    max_grad_norm: float | None = 1.0
-    weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.999)
-    adam_eps: float = 1e-8
     whiten: Literal["none", "batch", "minibatch"] = "none"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("steps", "batch_size", "group_size", "epochs", "minibatches", "micro_batch"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name}: expected at least 1, got {value}")
-        for name in ("lr", "max_grad_norm", "adam_eps"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise UserError(f"{name}: expected a number above 0, got {value}")
-        for name in ("warmup", "weight_decay"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"{name}: expected 0 or more, got {getattr(self, name)}")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise UserError(f"betas: expected two numbers from 0 to below 1, got {self.betas}")
-        for name, known in (("lr_schedule", get_args(Schedule)), ("whiten", ("none", "batch", "minibatch"))):
-            if getattr(self, name) not in known:
-                raise UserError(f"{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}")
+        if self.group_size < 1:
+            raise UserError(f"group_size: expected at least 1, got {self.group_size}")
+        if self.whiten not in ("none", "batch", "minibatch"):
+            raise UserError(f"whiten: expected one of none, batch, minibatch, got {self.whiten!r}")
 
     def settle(self, task: Task, policy: Policy | None = None) -> OnPolicy:
-        """The recipe with every None that the domain decides filled in; the learning rate once the policy is known.
-
-        Language: 1e-3 below 5 million trainable parameters, 1e-5 below 100 million, 1e-6 above.
-        """
+        """The recipe with every None that the domain decides filled in; the learning rate once the policy is known."""
         grouped = self.group_size > 1 or "greedy" in self.needs()
         rollout: Rollout = Sample() if task.domain == "language" or grouped else Segments()
         size = 32 if task.domain == "language" else 16 if grouped else 64
-        rate = None
-        if policy is not None:
-            count = sum(p.numel() for p in policy.trainable().values())
-            rate = 1e-3 if task.domain == "control" or count < 5e6 else 1e-5 if count < 1e8 else 1e-6
-        defaults = {"rollout": rollout, "steps": 100, "batch_size": size, "lr": rate}
+        defaults = {"rollout": rollout, "steps": 100, "batch_size": size, "lr": rate_for(task, policy)}
         filled = self.but(**{k: v for k, v in defaults.items() if getattr(self, k) is None})
         return filled.each(lambda part: part.settle(task))
 
     def check(self, task: Task, policy: Policy) -> None:
         """Refuse combinations that cannot work, saying why."""
-        for part in self.parts():
-            if task.domain not in part.domains:
-                raise UserError(
-                    f"{part.slot}: {part.part_name()} works in {' and '.join(part.domains)}, "
-                    f"and task {task.part_name()} is {task.domain}"
-                )
-            if (why := part.refuses(self, task)) is not None:
-                raise UserError(why)
-            if part.whole and self.micro_batch is not None:
-                raise UserError(
-                    f"micro_batch: {part.slot} {part.part_name()} looks at a whole minibatch; leave --micro-batch out"
-                )
-        if policy.domain != task.domain:
-            raise UserError(f"policy: it acts in {policy.domain}, and task {task.part_name()} is {task.domain}")
+        self.complain(task, policy)
         unit, groups = self.unit(policy), self.batch_size or 1
         pieces = groups if unit == "group" else groups * self.group_size
         if unit != "step" and self.minibatches > pieces:
@@ -145,11 +96,8 @@ def train(recipe: OnPolicy, policy: Policy, task: Task, run: Run) -> None:
     """Train `policy` on `task` by `recipe`; all that must survive a kill is handed to `run.steps`."""
     recipe = recipe.settle(task, policy).fresh()
     recipe.check(task, policy)
-    assert recipe.steps is not None and recipe.lr is not None
-    learner = Learner(
-        policy, recipe.lr, recipe.lr_schedule, recipe.warmup, recipe.steps, recipe.max_grad_norm,
-        recipe.weight_decay, recipe.betas, recipe.adam_eps,
-    )  # fmt: skip
+    assert recipe.steps is not None
+    learner = recipe.learner(policy)
     if "ref_logp" in recipe.needs():
         recipe.reference.start(policy)
     recipe.behaviour.start(policy)

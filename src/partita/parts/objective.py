@@ -22,6 +22,7 @@ class Objective(Part):
     """
 
     slot: ClassVar[str] = "objective"
+    loop: ClassVar[str] = "on_policy"
 
     def __call__(self, out: Outputs, batch: Batch) -> Tensor:
         raise NotImplementedError

@@ -18,6 +18,7 @@ class Regulariser(Part):
     """A further loss of each step, (B, T), aggregated like the objective, or a scalar for the whole minibatch."""
 
     slot: ClassVar[str] = "regularisers"
+    loop: ClassVar[str] = "on_policy"
 
     def __call__(self, out: Outputs, batch: Batch) -> Tensor:
         raise NotImplementedError

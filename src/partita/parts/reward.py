@@ -29,6 +29,11 @@ class Outcome(Reward):
 
     scale: float = 1.0
 
+    def refuses(self, recipe: Any, task: Any) -> str | None:
+        if getattr(task, "judged", True):
+            return None
+        return f"reward outcome: nobody judges new responses in task {task.part_name()}; train by dpo, for instance"
+
     def __call__(self, batch: Batch) -> Tensor:
         return batch.need("reward") * self.scale
 

@@ -20,7 +20,8 @@ from partita.estimators.logits import gather_logp_entropy
 from partita.policies.decoder import Decoder, check_attention, last_hidden
 from partita.policies.prefix import hidden_states, pack
 from partita.policies.sampling import Generation, Head, Sampling, sample, uniforms
-from partita.policies.stopping import Stopper, stopper, texts_of
+from partita.policies.stopping import Stopper, closed, stopper, texts_of
+from partita.policies.tokens import Tokens, padded
 
 if TYPE_CHECKING:
     from partita.core.task import Task
@@ -113,6 +114,7 @@ class LanguagePolicy(Policy):
         notes: tuple[str, ...] = (),
     ) -> None:
         self.tokenizer, self.settings, self.adapter, self.notes = tokenizer, settings, adapter, notes
+        self.tokens = Tokens(tokenizer)
         self.lm = lm.eval()
         self.has_value = value
         self.module = nn.ModuleDict({"lm": self.lm})
@@ -138,52 +140,54 @@ class LanguagePolicy(Policy):
     def _stopper(self, strings: tuple[str, ...]) -> Stopper:
         return stopper(self.tokenizer, self.head.weight.shape[0], strings, self.device)
 
-    def encode(self, texts: Sequence[str], special: bool = True) -> tuple[Tensor, Tensor]:
+    def encode(self, texts: Sequence[str], special: bool = True, keep: bool = False) -> tuple[Tensor, Tensor]:
         """Tokens and mask (N, P) of prompts, right-padded; with the tokens that the tokenizer puts before a text.
 
-        special: false for text in the middle of a sequence. Raises UserError for a prompt without any token.
+        special: false for text in the middle of a sequence. keep: tokenise these texts once, as they will come back.
+        Raises UserError for a prompt without any token.
         """
-        rows = [
-            list(ids) for ids in self.tokenizer(list(texts), add_special_tokens=special, verbose=False)["input_ids"]
-        ]
-        eos = self.tokenizer.eos_token_id
-        if special:
-            for i, (row, text) in enumerate(zip(rows, texts, strict=True)):
-                if row and row[-1] == eos and not text.endswith(self.tokenizer.eos_token):
-                    row.pop()  # a tokenizer that closes every text: the response is still to come
-                if not row:
-                    raise UserError(
-                        f"prompt {i}: it is empty, and the tokenizer starts no text by itself; write a prompt"
-                    )
-        width = max(map(len, rows), default=0)
-        pad = self.tokenizer.pad_token_id
-        tokens = torch.tensor([r + [pad] * (width - len(r)) for r in rows], dtype=torch.int64).reshape(len(rows), width)
-        mask = torch.arange(width) < torch.tensor([len(r) for r in rows], dtype=torch.int64)[:, None]
+        tokens, mask = padded(self.tokens(texts, special, keep), self.tokenizer.pad_token_id)
         return tokens.to(self.device), mask.to(self.device)
 
-    def teach(self, prompts: Sequence[str], responses: Sequence[str], group: Tensor) -> Batch:
+    def teach(
+        self, prompts: Sequence[str], responses: Sequence[str], group: Tensor, stop: Sequence[str] | None = None
+    ) -> Batch:
         """Given responses as a batch, as if the policy had written them: what a demonstration gives.
 
-        `logp` and `entropy` are the policy's own, at temperature 1; each response ends with the end of sequence unless
-        its last characters stop it anyway. group: (B,). Raises UserError when a prompt with its response exceeds the
-        context.
+        `logp` and `entropy` are the policy's own, at temperature 1; otherwise as `written`.
         """
-        prompt, prompt_mask = self.encode(prompts)
-        tokens, mask = self.encode(responses, special=False)
+        batch = self.written(prompts, responses, group, stop)
+        with torch.no_grad():
+            out = self.evaluate(batch, entropy=True)
+        return batch.but(logp=out.logp, entropy=out.entropy)
+
+    def written(
+        self, prompts: Sequence[str], responses: Sequence[str], group: Tensor, stop: Sequence[str] | None = None,
+        unfinished: Sequence[bool] | None = None,
+    ) -> Batch:  # fmt: skip
+        """Given responses as a batch, without log-probabilities. group: (B,).
+
+        A response that ends in one of the strings `stop` ends there; any other is closed with the end of sequence, so
+        that whoever learns from it learns to stop; those that are `unfinished` are cut there instead. stop None:
+        responses are taken as they are. Raises UserError when a prompt with its response exceeds the context.
+        """
+        prompt, prompt_mask = self.encode(prompts, keep=True)
+        tokens, mask = self.encode(responses, special=False, keep=True)
+        cut = torch.tensor(unfinished or [False] * len(responses), dtype=torch.bool, device=mask.device)
+        if stop is not None and (eos := self.tokenizer.eos_token_id) is not None:
+            ends = torch.tensor([not text.endswith(tuple(stop)) for text in responses], device=mask.device)
+            tokens, mask = closed(tokens, mask, ends & ~cut, eos)
         room = self.context
         total = prompt_mask.sum(1) + mask.sum(1)
         if room is not None and len(total) and int(total.max()) > room:
             row = int(total.argmax())
             raise UserError(f"demonstration {row}: {int(total[row])} tokens exceed the context of {room}; shorten it")
         last = torch.arange(mask.shape[1], device=mask.device) == (mask.sum(1, keepdim=True) - 1)
-        batch = Batch(
-            mask=mask, terminated=last, truncated=torch.zeros_like(last), group=group.to(mask.device),
+        return Batch(
+            mask=mask, terminated=last & ~cut[:, None], truncated=last & cut[:, None], group=group.to(mask.device),
             inputs={"tokens": tokens.masked_fill(~mask, 0), "temperature": torch.ones(mask.shape, device=mask.device)},
             context={"prompt": prompt, "prompt_mask": prompt_mask},
         )  # fmt: skip
-        with torch.no_grad():
-            out = self.evaluate(batch, entropy=True)
-        return batch.but(logp=out.logp, entropy=out.entropy)
 
     def decode(self, tokens: Tensor, mask: Tensor) -> tuple[str, ...]:
         """The text of each row of tokens (B, T), where `mask` (B, T) holds, without special tokens."""

@@ -84,3 +84,15 @@ def stopper(tokenizer: Any, vocab: int, strings: tuple[str, ...], device: torch.
         anchor,
         tail,
     )
+
+
+def closed(tokens: Tensor, mask: Tensor, rows: Tensor, eos: int) -> tuple[Tensor, Tensor]:
+    """Right-padded tokens (B, T) with `eos` after the last token of the rows that do not end in it already."""
+    length = mask.sum(1, keepdim=True)
+    final = tokens.gather(1, (length - 1).clamp_min(0)) if tokens.shape[1] else torch.full_like(length, -1)
+    more = (rows[:, None] & ((final != eos) | (length == 0))).long()
+    tokens = torch.cat((tokens, torch.zeros_like(length)), 1)
+    tokens = tokens.scatter(1, length, torch.where(more > 0, eos, tokens.gather(1, length)))
+    mask = torch.arange(tokens.shape[1], device=mask.device) < length + more
+    width = int(mask.sum(1).max()) if len(mask) else 0
+    return tokens[:, :width], mask[:, :width]

@@ -77,7 +77,10 @@ class _Frugal(Reward):
 
     def refuses(self, recipe: Any, task: Any) -> str | None:
         if not hasattr(task, "open"):
-            return f"reward {self.part_name()} counts the tool calls of a world, and task {task.part_name()} has none"
+            return (
+                f"reward {self.part_name()} counts the tool calls of a world, and task {task.part_name()} has none; "
+                "use --task lookup"
+            )
         return None
 
     def calls(self, batch: Batch) -> Tensor:
@@ -212,23 +215,38 @@ def measure(
     return {"value": found[metric], **found, **{f"{name} before": value for name, value in began.items()}}
 
 
-_SETUP: dict[str, Any] = {
+_HABIT = "superfluous calls for each needed one, in what both arms imitated before"
+_STRONG = (_HABIT, (("0 to 3", {"repeats": 3}),))
+_ON_GRPO: dict[str, Any] = {
     "treatment": "otc", "control": "grpo", "task": "lookup", "experiment": measure,
     "settings": {"batch_size": 8, "steps": 25}, "search": {"lr": (5e-4, 1e-3, 2e-3)}, "tuned_by": "success",
 }  # fmt: skip
-_HABIT = "superfluous calls for each needed one, in what both arms imitated before"
+_ON_PPO: dict[str, Any] = {
+    **_ON_GRPO, "treatment": "otc_ppo", "control": "ppo", "search": {"lr": (3e-4, 5e-4, 1e-3)},
+    "settings": {"family": "ppo", "batch_size": 64, "steps": 25, "epochs": 1, "minibatches": 2},
+}  # fmt: skip
+
+
+def _success(setup: dict[str, Any]) -> dict[str, Any]:
+    return {**setup, "settings": {**setup["settings"], "metric": "success"}}
+
 
 CLAIMS = (
     Claim(
         statement="half the tool calls of GRPO or fewer, where most of them can be done without",
         metric="calls for a question", kind="ratio", better="lower", threshold=0.5,
-        dial=(_HABIT, (("none", {"repeats": 0}), ("0 to 3", {"repeats": 3}))), **_SETUP,
-        analysis="Without a habit of superfluous calls there is nothing to save here: a model trained on `lookup` or "
-        "`calculator` makes just the calls that a right answer needs, and no answer is known without the tool.",
+        dial=(_HABIT, (("none", {"repeats": 0}), ("0 to 3", {"repeats": 3}))), **_ON_GRPO,
     ),
     Claim(
         statement="and success is that of GRPO, to 0.05",
-        metric="success", better="equal", threshold=0.05, dial=(_HABIT, (("0 to 3", {"repeats": 3}),)),
-        **{**_SETUP, "settings": {**_SETUP["settings"], "metric": "success"}},
+        metric="success", better="equal", threshold=0.05, dial=_STRONG, **_success(_ON_GRPO),
+    ),
+    Claim(
+        statement="half the tool calls of PPO or fewer, where most of them can be done without",
+        metric="calls for a question", kind="ratio", better="lower", threshold=0.5, dial=_STRONG, **_ON_PPO,
+    ),
+    Claim(
+        statement="and success is that of PPO, to 0.05",
+        metric="success", better="equal", threshold=0.05, dial=_STRONG, **_success(_ON_PPO),
     ),
 )  # fmt: skip

@@ -61,7 +61,9 @@ class DropVoid(Select):
 
     def refuses(self, recipe: Any, task: Any) -> str | None:
         if not hasattr(task, "open"):
-            return f"select drop_void judges the turns of a world, and task {task.part_name()} has none"
+            return (
+                f"select drop_void judges the turns of a world, and task {task.part_name()} has none; use --task lookup"
+            )
         return None
 
     def __call__(self, batch: Batch) -> Tensor:

@@ -203,5 +203,8 @@ CLAIMS = (
         settings={"level": 2, "steps": 40, "batch_size": 4},
         dial=("target", (("high, 0.65", {"target": 0.65}), ("intermediate, 0.25", {"target": 0.25}))),
         search={"lr": (5e-4, 1e-3)},
+        analysis="Held at 0.25 nats success is above GRPO's by 0.03, barely told from nothing; held at 0.65 it is "
+        "above by 0.02, which is not. That a held entropy does not hurt is shown, a peak between the two "
+        "is not.",
     ),
 )  # fmt: skip

@@ -292,5 +292,6 @@ def taught(policy: Any, task: Any, problems: Any, count: int, generator: torch.G
     asked = [p for p in problems for _ in range(count)]
     texts = [task.demonstrate(p, generator) for p in asked]
     group = torch.arange(len(problems)).repeat_interleave(count)
-    batch = judged(policy.teach([p.prompt for p in asked], texts, group), asked, texts, task.verify_all(asked, texts))
+    batch = policy.teach([p.prompt for p in asked], texts, group, task.stop)
+    batch = judged(batch, asked, texts, task.verify_all(asked, texts))
     return batch.but(source=torch.full((len(batch),), DEMONSTRATION, device=batch.mask.device))

@@ -1,0 +1,51 @@
+"""The slot `regularisers` of the preference loop: what else is in the loss?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from partita.core.batch import Outputs
+from partita.core.pairs import Pairs
+from partita.core.part import Part
+from partita.estimators.margins import response_logp
+from partita.parts.contrast import check_least
+
+
+class Tether(Part):
+    """A further loss, a scalar that is a mean over the responses of a minibatch.
+
+    uncompared: whether it looks at responses that nothing is compared with.
+    """
+
+    slot: ClassVar[str] = "regularisers"
+    loop: ClassVar[str] = "preference"
+    domains = ("language",)
+    uncompared: ClassVar[bool] = False
+
+    def __call__(self, out: Outputs, pairs: Pairs) -> Tensor:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Anchor(Tether):
+    """The likelihood of the preferred responses, beside a loss on margins (Pang et al., 2024, arXiv:2404.19733, eq. 1).
+
+        loss = -weight * mean_t log pi(y_w,t | x, y_w,<t)
+
+    Keeps the better response from becoming less likely while the worse one does so faster.
+    """
+
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_least("regularisers.anchor.weight", self.weight)
+
+    def __call__(self, out: Outputs, pairs: Pairs) -> Tensor:
+        if not len(pairs):
+            return torch.zeros((), device=out.logp.device)
+        mean = response_logp(out.logp, pairs.batch.mask, mean=True)
+        return -self.weight * mean[torch.where(pairs.prefer < 0.5, pairs.second, pairs.first)].mean()

@@ -1,0 +1,85 @@
+"""`Adam` on named parameters, with state that a checkpoint can hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim.adamw import adamw
+
+
+class Adam:
+    """Adam with decoupled weight decay (fused) and gradient-norm clipping.
+
+    Calls torch's functional AdamW with lists of its own: `torch.optim.AdamW` imports the compiler when it is made,
+    about a second, and gathers its state anew at every step. rate: the learning rate of the next step.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Parameter],
+        lr: float,
+        max_grad_norm: float | None,
+        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+    ) -> None:
+        self.parameters, self.rate, self.max_grad_norm = dict(parameters), lr, max_grad_norm
+        self.weight_decay, self.betas, self.eps = weight_decay, betas, eps
+        self.moments: dict[str, dict[str, Tensor]] = {}  # by parameter name, made at its first gradient
+
+    @torch.no_grad()
+    def apply(self) -> Tensor:
+        """Clip and step on the gradients that have been accumulated; returns their norm, scalar.
+
+        Steps only when the norm is finite: the caller checks what it got.
+        """
+        held = [(name, p) for name, p in self.parameters.items() if p.grad is not None]
+        gradients = [p.grad for _, p in held if p.grad is not None]
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        if bool(norm.isfinite()):
+            if self.max_grad_norm is not None and float(norm) > self.max_grad_norm:
+                torch._foreach_mul_(gradients, self.max_grad_norm / (float(norm) + 1e-6))
+            self._step(held, gradients)
+        for _, parameter in held:
+            parameter.grad = None
+        return norm
+
+    def _step(self, held: list[tuple[str, Parameter]], gradients: list[Tensor]) -> None:
+        for name, parameter in held:
+            if name not in self.moments:
+                self.moments[name] = {
+                    "step": torch.zeros((), device=parameter.device),
+                    "exp_avg": torch.zeros_like(parameter),
+                    "exp_avg_sq": torch.zeros_like(parameter),
+                }
+        moments = [self.moments[name] for name, _ in held]
+        adamw(
+            [p for _, p in held],
+            gradients,
+            [m["exp_avg"] for m in moments],
+            [m["exp_avg_sq"] for m in moments],
+            [],
+            [m["step"] for m in moments],
+            fused=True,
+            amsgrad=False,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            lr=self.rate,
+            weight_decay=self.weight_decay,
+            eps=self.eps,
+            maximize=False,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Moments and step counts by parameter name."""
+        return dict(self.moments)
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        self.moments = {
+            name: {k: v.to(self.parameters[name].device, copy=True) for k, v in moments.items()}
+            for name, moments in state.items()
+        }

@@ -1,0 +1,1 @@
+"""Preferences: prompts with responses, and which of them are preferred."""
