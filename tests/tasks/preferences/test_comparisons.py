@@ -1,5 +1,6 @@
 """Preferences from files: what is read, measured, cut, left out and held out, and what is learnt from it."""
 
+import functools
 import json
 import re
 from pathlib import Path
@@ -112,17 +113,23 @@ JSON = st.recursive(
 ROW = st.dictionaries(st.sampled_from(COLUMNS), JSON, max_size=5)
 
 
+@functools.cache
+def shared(chat: bool) -> LanguagePolicy:
+    return fresh(template=TEMPLATE if chat else None)
+
+
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(st.lists(ROW, max_size=12), st.sampled_from(["cut_prompt_left", "cut_response_right"]), st.booleans())
 def test_odd_rows_never_break_the_reading(rows, too_long, chat):
     """Every row is used or counted, and what is used fits."""
-    policy = fresh(template=TEMPLATE if chat else None)
-    found = Comparisons(path="odd", chat=chat, max_prompt=9, max_response=4, too_long=too_long)
-    data = prepare(found, [*rows, pair("1:"), pair("2:")], policy)
+    policy = shared(chat)
+    most = 30 if chat else 9
+    found = Comparisons(path="odd", chat=chat, max_prompt=most, max_response=4, too_long=too_long, held_out=0.2)
+    data = prepare(found, [pair("1:"), *rows, pair("2:")], policy)
     used = [p.data["row"] for p in (*data.train, *data.held)]
     assert sorted([*used, *(n for numbers in data.left_out.values() for n in numbers)]) == [*range(1, len(rows) + 3)]
     for problem in (*data.train, *data.held):
-        assert len(policy.tokens([problem.prompt])[0]) <= 9
+        assert len(policy.tokens([problem.prompt])[0]) <= most
         assert all(len(ids) <= 4 for ids in policy.tokens(data.given[problem.data["index"]].responses, False))
 
 

@@ -131,11 +131,18 @@ CLAIMS = (
     Claim(
         statement="the largest gradient norm of a run, before clipping, is below GRPO's where void turns are frequent",
         metric="grad_norm:max", kind="ratio", better="lower", **_SETUP,
+        analysis="The largest norm is smaller by a third in the mean, at either frequency of void turns, but its "
+        "spread over seeds is as large, and no run collapses here in 20 steps, with the filter or "
+        "without: a norm of 1 is no spike.",
     ),
-    Claim(statement="and it succeeds more often after training", metric="success", **_SETUP),
+    Claim(statement="and it succeeds more often after training", metric="success", **_SETUP,
+        analysis="No difference: both arms reach 0.97 where void turns are frequent.",
+    ),
     Claim(
         statement="a punished trajectory with a void turn has a larger gradient than one without",
         treatment="void turn", control="no void turn", task="calculator", metric="gradient norm", kind="ratio",
         experiment=punished, dial=("steps of GRPO before", (("0", {"steps": 0}), ("10", {"steps": 10}))),
+        analysis="What the method rests on holds: 3.3 times the gradient before training, 1.6 times after ten "
+        "steps, by when the policy has learnt to avoid most void turns.",
     ),
 )  # fmt: skip
