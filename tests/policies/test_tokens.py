@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from partita.core.errors import UserError
-from partita.policies.tiny import character_tokenizer
+from partita.policies.language import Language, LanguagePolicy
+from partita.policies.tiny import character_tokenizer, tiny_config, tiny_model
 from partita.policies.tokens import ENTRY, Tokens, padded
 
 
@@ -63,6 +64,14 @@ def test_a_tokenizer_that_closes_texts_leaves_prompts_open():
     assert [list(r) for r in tokens(["x"], special=False)] == [[5, 2]]
     with pytest.raises(UserError, match="prompt 1: it is empty"):
         tokens(["x", ""])
+
+
+def test_another_tokenizer_of_a_policy_is_not_answered_from_memory():
+    policy = LanguagePolicy(tiny_model(tiny_config(hidden=32, layers=1, heads=2)), character_tokenizer(), Language())
+    assert policy.encode(["b"], keep=True)[0].tolist() == [[1, 71]]
+    policy.tokenizer = type("Other", (Counting,), {"__call__": lambda s, t, **o: {"input_ids": [[7] for _ in t]}})()
+    policy.tokenizer.pad_token_id = 0
+    assert policy.encode(["b"], keep=True)[0].tolist() == [[7]]
 
 
 def test_padding():

@@ -76,9 +76,10 @@ def regularised_nash(preference: Tensor, log_ref: Tensor, tau: float) -> Tensor:
     (Munos et al., 2023, arXiv:2312.00886, section 3.) It is unique. Solved by Newton's method on the residual G of the
     logarithm of this equation, with steps halved until |G| falls, from large to small tau:
 
-        (I - K) d = -G,    K = (I - 1 q^T) A (diag(pi) - pi pi^T) / tau,    A = P - 1/2
+        (I - K) d = -G,    K = A (diag(pi) - pi pi^T) / tau,    A = P - 1/2
 
-    A is skew-symmetric, so that I - K is never singular. preference: (A, A); log_ref: (A,), finite. Raises ValueError
+    up to a constant, which normalising takes away. A is skew-symmetric, so that the eigenvalues of K are imaginary and
+    I - K is never singular. preference: (A, A); log_ref: (A,), finite. Raises ValueError
     unless tau > 0, and RuntimeError where rounding keeps the residual above 1e-12 (tau far below 1e-3).
     """
     check_game(preference)
@@ -90,7 +91,7 @@ def regularised_nash(preference: Tensor, log_ref: Tensor, tau: float) -> Tensor:
         z = _newton(skew, ref, z, level, 1e-6)
         level = max(level / 2, tau)
     z = _newton(skew, ref, z, tau, TOLERANCE)
-    worst = float(_residual(skew, ref, z, tau)[0].abs().max())
+    worst = float(_residual(skew, ref, z, tau).abs().max())
     if not worst <= TOLERANCE:
         raise RuntimeError(f"tau: at {tau} the equilibrium is known to {worst:.1e} only, not to {TOLERANCE:.0e}")
     return z
@@ -138,26 +139,25 @@ def _tilted(reward: Tensor, log_ref: Tensor, beta: float) -> Tensor:
     return torch.log_softmax(log_ref.double(), -1) + reward.double() / beta
 
 
-def _residual(skew: Tensor, ref: Tensor, z: Tensor, tau: float) -> tuple[Tensor, Tensor]:
-    """log pi - log(ref exp(A pi / tau) / Z) and the second of these policies, both (A,)."""
-    goal = torch.log_softmax(ref + skew @ z.exp() / tau, -1)
-    return z - goal, goal.exp()
+def _residual(skew: Tensor, ref: Tensor, z: Tensor, tau: float) -> Tensor:
+    """G = log pi - log(ref exp(A pi / tau) / Z), (A,)."""
+    return z - torch.log_softmax(ref + skew @ z.exp() / tau, -1)
 
 
 def _newton(skew: Tensor, ref: Tensor, z: Tensor, tau: float, tolerance: float) -> Tensor:
     """Log-policy with a residual up to `tolerance`, or as near as rounding allows."""
     eye = torch.eye(len(ref), dtype=torch.float64)
     for _ in range(100):
-        g, q = _residual(skew, ref, z, tau)
+        g = _residual(skew, ref, z, tau)
         if float(g.abs().max()) <= tolerance / 4:
             break
         p = z.exp()
         k = skew @ (p.diag() - p[:, None] * p) / tau
-        d = torch.linalg.solve(eye - (k - q @ k), -g)
+        d = torch.linalg.solve(eye - k, -g)
         size = 1.0
         while size > 1e-8:
             trial = torch.log_softmax(z + size * d, -1)
-            if float(_residual(skew, ref, trial, tau)[0].norm()) < float(g.norm()):
+            if float(_residual(skew, ref, trial, tau).norm()) < float(g.norm()):
                 break
             size /= 2
         else:

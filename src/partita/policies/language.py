@@ -114,7 +114,7 @@ class LanguagePolicy(Policy):
         notes: tuple[str, ...] = (),
     ) -> None:
         self.tokenizer, self.settings, self.adapter, self.notes = tokenizer, settings, adapter, notes
-        self.tokens = Tokens(tokenizer)
+        self._tokens = Tokens(tokenizer)
         self.lm = lm.eval()
         self.has_value = value
         self.module = nn.ModuleDict({"lm": self.lm})
@@ -139,6 +139,13 @@ class LanguagePolicy(Policy):
 
     def _stopper(self, strings: tuple[str, ...]) -> Stopper:
         return stopper(self.tokenizer, self.head.weight.shape[0], strings, self.device)
+
+    @property
+    def tokens(self) -> Tokens:
+        """Texts to ids by the tokenizer as it is now, with what is remembered of them."""
+        if self._tokens.tokenizer is not self.tokenizer:
+            self._tokens = Tokens(self.tokenizer)
+        return self._tokens
 
     def encode(self, texts: Sequence[str], special: bool = True, keep: bool = False) -> tuple[Tensor, Tensor]:
         """Tokens and mask (N, P) of prompts, right-padded; with the tokens that the tokenizer puts before a text.

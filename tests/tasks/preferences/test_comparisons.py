@@ -304,10 +304,12 @@ def test_meeting_costs_once_and_leaves_the_settings_alone(tmp_path, monkeypatch)
     assert decode("task", encode(met)) == found
     assert found.met(policy).data is met.data
     assert found.met(fresh()).data is not met.data
-    tokenizer, seen = policy.tokenizer, []
-    monkeypatch.setattr(policy.tokens, "tokenizer", lambda texts, **o: seen.append(texts) or tokenizer(texts, **o))
+    tokenise, seen = policy.tokens._rows, []
+    monkeypatch.setattr(policy.tokens, "_rows", lambda texts, special: seen.extend(texts) or tokenise(texts, special))
     offered(policy, met, all_of(met))
     assert seen == []  # everything was tokenised when they met
+    policy.written(["new"], ["yes"], torch.zeros(1, dtype=torch.int64), ())
+    assert seen == ["new"]
 
 
 def test_a_file_that_changes_is_read_again(tmp_path):
