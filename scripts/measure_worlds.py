@@ -31,7 +31,7 @@ LEVELS = (  # of worlds without numbered levels: settings, and what they are cal
         {"nb_rooms": 4, "nb_objects": 8, "quest_length": 5, "max_turns": 12, "games": 20},
     ),
 )
-NUMBERED = ("keydoor", "lookup", "calculator", "sokoban")
+NUMBERED = ("keydoor", "lookup", "calculator", "twenty", "sokoban")
 
 
 def worlds(names: list[str]) -> Iterator[tuple[str, World]]:
