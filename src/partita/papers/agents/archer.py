@@ -119,6 +119,6 @@ CLAIMS = (
         "began (0.27 and 0.13 of the games won over training); tuning chose the lowest rate, since at "
         "higher ones it follows what the critics wrongly like. A separate fit took 50 to 100 updates to "
         "tell a question that halves from one that tells nothing. PPO wins more, 0.44 and 0.31, though "
-        "single seeds of it collapse. The paper's critics learn from hundreds of times as many updates.",
+        "single seeds of it collapse. The paper's critics learn from many times as many updates.",
     ),
 )  # fmt: skip
