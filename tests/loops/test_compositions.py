@@ -28,7 +28,10 @@ def combination(seed: int) -> tuple[OnPolicy, str]:
     domain = draw.choice(["language", "language", "language", "world", "control"])
     fills = {}
     for slot in OnPolicy.slots:
-        known = [n for n, e in sorted(registry.index()["parts"][slot].items()) if KIND[domain] in e["domains"]]
+        listed = sorted(registry.index()["parts"][slot].items())
+        known = [
+            n for n, e in listed if KIND[domain] in e["domains"] and registry.load(e["target"]).loop != "preference"
+        ]
         if slot in OnPolicy.many:
             names = draw.sample(known, draw.choice([0, 0, 1, 2]))
             fills[slot] = tuple(registry.part_class(slot, name)() for name in names)

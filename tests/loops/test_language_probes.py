@@ -17,7 +17,9 @@ from partita.tasks.language.probes import ProbeBandit, ProbeCredit, ProbeDelayed
 BASELINES = [
     n
     for n, e in index()["recipes"].items()
-    if index()["papers"][e["paper"]]["family"] == "baselines" and n != "sft"  # which shows no return of its own
+    if index()["papers"][e["paper"]]["family"] == "baselines"
+    and e["loop"] == "on_policy"
+    and n != "sft"  # which shows no return of its own
 ]
 
 

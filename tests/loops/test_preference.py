@@ -61,7 +61,7 @@ def test_given_comparisons_are_learnt(name):
 def test_labels_are_learnt_those_of_comparisons_too(labels):
     policy, run, task = fresh(), Run(0), Liked(labels=labels)
     train(recipe(objective=Kto(beta=0.5)), policy, task, run)
-    pairs = gather(recipe(objective=Likelihood()), policy, task, Generators(1), 1, Known()).labelled()
+    pairs = gather(recipe(objective=Likelihood()), policy, task, Generators(1), 1, Known())[0].labelled()
     with torch.no_grad():
         logp = policy.evaluate(pairs.batch).logp.sum(1)
     assert logp[pairs.label == 1].mean() > logp[pairs.label == 0].mean() + 1
@@ -103,7 +103,7 @@ def test_the_reference_is_asked_once_for_every_response():
         part.reference.__class__.logp,
     )
     try:
-        one = gather(part, policy, task, Generators(0), 1, known)
+        one, _ = gather(part, policy, task, Generators(0), 1, known)
         plain = reference_logp(part.reference, policy, one, None)
         rng = Generators(0)
         for step in range(4):
@@ -117,7 +117,7 @@ def test_the_reference_is_asked_once_for_every_response():
 def test_minibatches_hold_whole_prompts_and_their_comparisons():
     part, policy = recipe(), fresh()
     part.reference.start(policy)
-    pairs = gather(part, policy, Liked(), Generators(0), 1, Known())
+    pairs, _ = gather(part, policy, Liked(), Generators(0), 1, Known())
     pieces = list(minibatches(pairs.but(ref=None), 2, 3, Generators(0)))
     assert [len(p) for p in pieces] == [2] * 6
     for piece in pieces:
@@ -132,7 +132,7 @@ def test_minibatches_hold_whole_prompts_and_their_comparisons():
 def test_micro_batches_change_nothing(changes):
     policy, part = fresh(value=True), recipe(**changes)
     part.reference.start(policy)
-    pairs = gather(part, policy, Liked(labels="objective" in changes), Generators(0), 1, Known())
+    pairs, _ = gather(part, policy, Liked(labels="objective" in changes), Generators(0), 1, Known())
     if "objective" not in changes:
         pairs = pairs.but(ref=pairs.ref - torch.arange(len(pairs.ref)))
     total, rows = part.objective.count(pairs), len(pairs.batch)
@@ -215,6 +215,6 @@ def test_a_loss_that_is_not_finite_names_its_slot(monkeypatch):
 def test_pairs_of_the_data_are_taken_as_they_are():
     part, policy = recipe(), fresh()
     part.reference.start(policy)
-    pairs = gather(part, policy, Liked(), Generators(0), 1, Known())
+    pairs, _ = gather(part, policy, Liked(), Generators(0), 1, Known())
     assert Labelled()(pairs, None, torch.Generator()) is pairs
     assert pairs.margin.tolist() == [2.0] * 6

@@ -72,7 +72,7 @@ def make(b: int = 8, t: int = 5, groups: int = 4, seed: int = 0, holes: bool = F
         outcome=torch.randn(b, generator=g, dtype=torch.float64),
         baseline=torch.randn(b, generator=g, dtype=torch.float64),
         sampler_logp=(out.logp - near + 0.1 * normal()) * mask, source=torch.zeros(b, dtype=torch.int64),
-        age=torch.arange(b) // (b // groups),
+        age=torch.arange(b) // (b // groups), failed=torch.zeros(b, dtype=torch.bool),
         value_weight=torch.rand(b, t, generator=g, dtype=torch.float64) * mask,
     )  # fmt: skip
 

@@ -20,7 +20,7 @@ from partita.parts.regularisers import KL, Entropy, ValueLoss
 def registered(slot):
     """Every part of the slot that can be made without settings and remembers nothing."""
     parts = [registry.load(entry["target"]) for entry in registry.index()["parts"].get(slot, {}).values()]
-    return [cls() for cls in parts if not hasattr(cls, "state_dict")]
+    return [cls() for cls in parts if not hasattr(cls, "state_dict") and cls.loop in ("", "on_policy")]
 
 
 def named(slot):

@@ -75,12 +75,8 @@ def train(recipe: Preference, policy: Any, task: Any, run: Run) -> None:
     }  # fmt: skip
     for step in run.steps(recipe.steps, state):
         rate = learner.begin(step)
-        pairs = gather(recipe, policy, task, run.generators, step, known)
-        metrics = {"samples": float(len(pairs.batch)), "comparisons": float(len(pairs))}
-        outcome = pairs.batch.outcome
-        if outcome is not None and recipe.resample.samples:
-            metrics |= {"return": float(outcome.mean()), "length": float(pairs.batch.lengths.float().mean())}
-        if pairs.ref is not None and recipe.resample.samples:
+        pairs, metrics = gather(recipe, policy, task, run.generators, step, known)
+        if pairs.ref is not None and recipe.resample.samples and len(pairs.batch):
             drift = response_logp(pairs.batch.need("logp"), pairs.batch.mask) - pairs.ref
             metrics["ref_kl"] = float(drift.mean())
         if recipe.objective.count(pairs):
@@ -89,10 +85,16 @@ def train(recipe: Preference, policy: Any, task: Any, run: Run) -> None:
         run.log(step, {**metrics, "lr": rate}, pairs.batch)
 
 
-def gather(recipe: Preference, policy: Any, task: Any, rng: Generators, step: int, known: Known) -> Pairs:
-    """The responses of a step, the comparisons among them, and what the reference says of them."""
+def gather(
+    recipe: Preference, policy: Any, task: Any, rng: Generators, step: int, known: Known
+) -> tuple[Pairs, dict[str, float]]:
+    """The responses of a step, the comparisons among them, what the reference says of them, and what to watch."""
     assert recipe.batch_size is not None
     pairs, problems = recipe.resample(policy, task, recipe.batch_size, step, rng["resample"])
+    metrics = {"samples": float(len(pairs.batch))}
+    if recipe.resample.samples:  # of all that was sampled, compared or not
+        lengths = pairs.batch.lengths.float()
+        metrics |= {"return": float(pairs.batch.need("outcome").mean()), "length": float(lengths.mean())}
     prefer = judgement(task, problems, pairs, rng["judge"]) if recipe.pairs.judges else None
     pairs = recipe.pairs(pairs, prefer, rng["pairs"])
     if "label" in recipe.needs():
@@ -102,7 +104,7 @@ def gather(recipe: Preference, policy: Any, task: Any, rng: Generators, step: in
     if "ref" in recipe.needs() and len(pairs.batch):
         ref = known if type(recipe.reference) is Frozen and not recipe.resample.samples else None
         pairs = pairs.but(ref=reference_logp(recipe.reference, policy, pairs, ref))
-    return pairs
+    return pairs, metrics | {"comparisons": float(len(pairs))}
 
 
 def judgement(task: Any, problems: list[Problem], pairs: Pairs, generator: torch.Generator) -> Tensor:

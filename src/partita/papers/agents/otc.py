@@ -81,6 +81,11 @@ class _Frugal(Reward):
                 f"reward {self.part_name()} counts the tool calls of a world, and task {task.part_name()} has none; "
                 "use --task lookup"
             )
+        if (known := getattr(task, "counts", None)) is not None and self.counted not in known:
+            listed = ", ".join(known) or "nothing"
+            return (
+                f"reward.counted: world {task.part_name()} counts {listed}, not {self.counted}; name one that it counts"
+            )
         return None
 
     def calls(self, batch: Batch) -> Tensor:
@@ -248,9 +253,9 @@ CLAIMS = (
     Claim(
         statement="half the tool calls of PPO or fewer, where most of them can be done without",
         metric="calls for a question", kind="ratio", better="lower", threshold=0.5, dial=_STRONG, **_ON_PPO,
-        analysis="1.07 calls against 2.71 in the mean, not beyond doubt because one of the eight control runs "
-        "drops the habit by itself (1.15). Both arms have GAE with lambda 1: with PPO's usual 0.95 the "
-        "control drops the habit on every seed that was tried.",
+        analysis="1.07 calls against 2.71 in the mean, not beyond doubt because one of the eight control runs drops "
+        "the habit by itself (1.15). Both arms have GAE with lambda 1: with PPO's usual 0.95 the control dropped the "
+        "habit at both rates that were tried, on one seed.",
     ),
     Claim(
         statement="and success is that of PPO, to 0.05",

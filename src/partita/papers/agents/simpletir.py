@@ -67,8 +67,9 @@ class DropVoid(Select):
         return None
 
     def __call__(self, batch: Batch) -> Tensor:
-        keep = [self.kept(record) for record in batch.records or ()]
-        return torch.tensor(keep, dtype=torch.bool, device=batch.mask.device)
+        if batch.records is None:
+            return torch.ones(len(batch), dtype=torch.bool, device=batch.mask.device)
+        return torch.tensor([self.kept(record) for record in batch.records], device=batch.mask.device)
 
     def kept(self, record: dict[str, Any]) -> bool:
         """Whether the trajectory of a record enters the update."""

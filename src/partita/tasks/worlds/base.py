@@ -89,6 +89,7 @@ class World(Task):
     levels: ClassVar[tuple[int, ...]] = ()  # what a curriculum can choose between
     hard: ClassVar[int | None] = None  # a level outside `levels`
     flaws: ClassVar[tuple[str, ...]] = ("random",)  # flawed procedures that `demonstrate` knows
+    counts: ClassVar[tuple[str, ...] | None] = None  # names of `Reply.parts` (None: not known before it is played)
     slow: ClassVar[bool] = False
     patience: ClassVar[float] = 1.0
     max_turns: int = 8

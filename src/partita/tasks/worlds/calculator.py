@@ -59,6 +59,7 @@ class Calculator(Generated):
     memory_mb: int = 256
 
     max_tokens: ClassVar[int] = 24
+    counts: ClassVar[tuple[str, ...]] = ("calls", "errors", "needed")
     levels: ClassVar[tuple[int, ...]] = (1, 2, 3)
     hard: ClassVar[int] = 4
     flaws: ClassVar[tuple[str, ...]] = ("random", "early", "mental", "wrong_operator", "miscopy")

@@ -51,6 +51,7 @@ class Keydoor(Generated):
     milestone: float = 0.0
 
     max_tokens: ClassVar[int] = 4
+    counts: ClassVar[tuple[str, ...]] = ("keys", "doors")
     levels: ClassVar[tuple[int, ...]] = (1, 2, 3)
     hard: ClassVar[int] = 4
     flaws: ClassVar[tuple[str, ...]] = ("random", "forget_key", "forget_open", "greedy", "wander")

@@ -47,6 +47,7 @@ class Lookup(Generated):
     max_turns: int = 8
     call_cost: float = 0.0
 
+    counts: ClassVar[tuple[str, ...]] = ("calls", "needed")
     levels: ClassVar[tuple[int, ...]] = (1, 2, 3)
     hard: ClassVar[int] = 4
     flaws: ClassVar[tuple[str, ...]] = ("random", "early", "overshoot", "wrong_relation", "guess")

@@ -55,6 +55,7 @@ class Sokoban(Generated):
     milestone: float = 0.0
 
     max_tokens: ClassVar[int] = 4
+    counts: ClassVar[tuple[str, ...]] = ("boxes", "pushes", "deadlock", "optimal")
     levels: ClassVar[tuple[int, ...]] = (1, 2, 3)
     hard: ClassVar[int] = 4
     flaws: ClassVar[tuple[str, ...]] = ("random", "greedy", "slip", "wander")

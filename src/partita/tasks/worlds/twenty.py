@@ -41,6 +41,7 @@ class Twenty(Generated):
     max_turns: int = 5
 
     max_tokens: ClassVar[int] = 4
+    counts: ClassVar[tuple[str, ...]] = ("left", "asked")
     levels: ClassVar[tuple[int, ...]] = (1, 2, 3)
     hard: ClassVar[int] = 4
     flaws: ClassVar[tuple[str, ...]] = ("random", "uneven", "repeat")
