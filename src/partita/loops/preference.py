@@ -53,7 +53,7 @@ class Preference(Learned):
         """Refuse combinations that cannot work, saying why."""
         if not hasattr(task, "given"):
             raise UserError(
-                f"task {task.part_name()}: the preference loop needs a task of preferences; use --task pairs"
+                f"task {task.part_name()}: the preference loop needs preferences; use --task lab or --task FILE.jsonl"
             )
         self.complain(task, policy)
         if self.minibatches > (self.batch_size or 1):
