@@ -85,9 +85,9 @@ def run(name: str, steps: int, seed: int) -> list[dict[str, float]]:
     from partita.policies.language import Language
 
     torch.set_num_threads(1)
-    clock, plain = Clock(), world.state_hash
+    clock, plain = Clock(), world.text_key
 
-    def state_hash(state: str) -> int:
+    def text_key(state: str) -> int:
         start = time.process_time()
         key = plain(state)
         clock.hashing += time.process_time() - start
@@ -108,11 +108,11 @@ def run(name: str, steps: int, seed: int) -> list[dict[str, float]]:
     recipe = recipe.but(credit=timed(recipe.credit.but(**settings), clock), steps=WARM + steps, **sizes)
     task = registry.part_class("task", "keydoor")(level=SETTINGS["level"])
     policy = Language(model=SETTINGS["model"]).build(task, False, Generators(seed)["init"])
-    world.state_hash = state_hash
+    world.text_key = text_key
     try:
         train(recipe, policy, task, Timing(seed))
     finally:
-        world.state_hash = plain
+        world.text_key = plain
     return clock.steps[WARM:]
 
 

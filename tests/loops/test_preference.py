@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 
+from partita.core.batch import Outputs
 from partita.core.errors import NonFinite, UserError
 from partita.loops import preference
 from partita.loops.preference import (
@@ -14,6 +15,7 @@ from partita.loops.preference import (
     losses,
     micro_batches,
     minibatches,
+    mismatched,
     reference_logp,
     train,
 )
@@ -28,6 +30,8 @@ from partita.parts.tether import Anchor
 from partita.policies.language import Language, LanguagePolicy
 from partita.policies.tiny import character_tokenizer, tiny_config, tiny_model
 from preferences import Liked
+
+COMPARED = ("first", "second", "prefer", "margin")
 
 
 def fresh(value: bool = False) -> LanguagePolicy:
@@ -65,6 +69,24 @@ def test_labels_are_learnt_those_of_comparisons_too(labels):
     with torch.no_grad():
         logp = policy.evaluate(pairs.batch).logp.sum(1)
     assert logp[pairs.label == 1].mean() > logp[pairs.label == 0].mean() + 1
+
+
+def test_accuracy_is_a_share_of_comparisons_whatever_the_loss_counts():
+    run = Run(0)
+    train(recipe(objective=Kto(beta=0.5), steps=16), fresh(), Liked(), run)
+    assert run.metrics[-1]["accuracy"] == 1.0
+
+
+def test_the_drift_is_measured_on_other_prompts(monkeypatch):
+    policy, part = fresh(), recipe(objective=Kto())
+    part.reference.start(policy)
+    pairs, _ = gather(part, policy, Liked(), Generators(0), 1, Known())
+    asked = []
+    monkeypatch.setattr(policy, "evaluate", lambda batch: asked.append(batch) or Outputs(logp=batch.mask.float()))
+    mismatched(part.reference, policy, pairs)
+    before, now = (policy.decode(b.context["prompt"], b.context["prompt_mask"]) for b in (pairs.batch, asked[0]))
+    assert all(a != b for a, b in zip(before, now, strict=True)) and set(before) == set(now)
+    assert torch.equal(asked[0].inputs["tokens"], pairs.batch.inputs["tokens"])
 
 
 @pytest.mark.parametrize("loss", [BradleyTerry(), Regression()])
@@ -135,11 +157,14 @@ def test_micro_batches_change_nothing(changes):
     pairs, _ = gather(part, policy, Liked(labels="objective" in changes), Generators(0), 1, Known())
     if "objective" not in changes:
         pairs = pairs.but(ref=pairs.ref - torch.arange(len(pairs.ref)))
-    total, rows = part.objective.count(pairs), len(pairs.batch)
-    whole, _ = losses(part, policy, pairs, total, rows)
-    parts = [losses(part, policy, m, total, rows)[0] for m in micro_batches(pairs, 4)]
+    if len(pairs):  # prompts with one comparison, two and none
+        pairs = pairs.but(**{n: torch.cat((getattr(pairs, n)[:-1], getattr(pairs, n)[:1])) for n in COMPARED})
+    whole, notes = losses(part, policy, pairs, pairs)
+    parts = [losses(part, policy, m, pairs) for m in micro_batches(pairs, 4)]
     assert len(parts) == 3
-    torch.testing.assert_close(torch.stack(parts).sum(), whole)
+    torch.testing.assert_close(torch.stack([loss for loss, _ in parts]).sum(), whole)
+    for name, value in notes.items():
+        torch.testing.assert_close(torch.stack([n[name] for _, n in parts if name in n]).sum(), value)
 
 
 def test_given_responses_end_as_the_task_says():

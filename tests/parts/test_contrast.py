@@ -95,7 +95,7 @@ def test_reward_models_read_the_last_token():
 
 def test_the_anchor_is_the_likelihood_of_the_better_response():
     out, pairs = case(prefer=(1.0, 0.0))
-    assert float(Anchor(weight=0.5)(out, pairs)) == pytest.approx(0.5 * (0.75 + 1.0) / 2)
+    assert float(Anchor(weight=0.5)(out, pairs).mean()) == pytest.approx(0.5 * (0.75 + 1.0) / 2)
 
 
 @pytest.mark.parametrize("loss", LOSSES, ids=lambda part: f"{part.part_name()}-{getattr(part, 'loss', '')}")

@@ -11,11 +11,11 @@ import torch
 
 from partita.core.errors import UserError
 from partita.core.task import Problem
+from partita.estimators.anchors import text_key
 from partita.loops.on_policy import train
 from partita.loops.run import Run
 from partita.papers.baselines.grpo import GRPO
 from partita.parts.rollout import Sample, conversation
-from partita.parts.rollout.world import state_hash
 from partita.policies.language import Language, LanguagePolicy
 from partita.policies.tiny import character_tokenizer, tiny_config, tiny_model
 from partita.tasks.worlds.base import Episode, Reply, World
@@ -72,7 +72,7 @@ def test_rewards_and_states_stand_where_they_were_earned(sampled):
         episode = Count(LENGTHS[row // 2])
         reward, key = torch.zeros(batch.mask.shape[1]), torch.zeros(batch.mask.shape[1], dtype=torch.int64)
         for places, text in actions_of(policy, batch, row):
-            key[places] = state_hash(episode.state)
+            key[places] = text_key(episode.state)
             reward[places[-1]] = episode.act(text).reward
         assert torch.equal(batch.reward[row], reward)
         assert torch.equal(batch.state_key[row], key)
@@ -106,8 +106,8 @@ def test_log_probs_are_those_of_the_policy(sampled):
 
 
 def test_state_hashes_are_fixed_positive_and_differ():
-    assert state_hash("a") == state_hash("a") != state_hash("b")
-    assert all(0 < state_hash(str(i)) < 2**63 for i in range(1000))
+    assert text_key("a") == text_key("a") != text_key("b")
+    assert all(0 < text_key(str(i)) < 2**63 for i in range(1000))
 
 
 class Moody(Count):

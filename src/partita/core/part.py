@@ -23,6 +23,7 @@ class Part:
         unit: "trajectory" when a minibatch must hold whole trajectories, "group" when whole groups.
         whole: true when the part looks at the whole minibatch, which then cannot be split into micro-batches.
         domains: where the part makes sense.
+        abstract: a base for parts, which is no part itself and is not listed.
         loop: the loop that has this slot, where another loop has one of the same name ("": any).
 
     State. A part that remembers (a value tracker, a bandit) keeps tensors and numbers in fields declared
@@ -35,6 +36,7 @@ class Part:
     unit: ClassVar[Unit] = "step"
     whole: ClassVar[bool] = False
     domains: ClassVar[tuple[Domain, ...]] = ("control", "language")
+    abstract: ClassVar[bool] = False
     loop: ClassVar[str] = ""
     reference: ClassVar[str | None] = None  # how a part from a user's file is named: "file.py:Class"
 

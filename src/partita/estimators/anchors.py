@@ -29,9 +29,14 @@ def normalised(text: str) -> str:
     return "\n".join(line.rstrip() for line in lines).rstrip("\n")
 
 
+def hashed(text: str) -> int:
+    """A positive 63-bit hash of a text, the same in every process."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1 | 1
+
+
 def text_key(text: str) -> int:
-    """A positive 63-bit hash of the normalised text, the same in every process."""
-    return int.from_bytes(hashlib.blake2b(normalised(text).encode(), digest_size=8).digest(), "big") >> 1 | 1
+    """The hash of the normalised text: what `batch.state_key` holds of a state."""
+    return hashed(normalised(text))
 
 
 def similarity(a: str, b: str, least: float = 0.0) -> float:

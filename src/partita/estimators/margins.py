@@ -62,7 +62,7 @@ def odds_ratio(mean_first: Tensor, mean_second: Tensor) -> Tensor:
 def kto_loss(r: Tensor, label: Tensor, z: Tensor, desirable: float, undesirable: float) -> Tensor:
     """lambda_y - v, v = lambda_D s(r - z) for desirable, lambda_U s(z - r) for undesirable responses.
 
-    (KTO, Ethayarajh et al., 2024, arXiv:2402.01306, section 4). r: beta * log-ratio (B,); label: 1 or 0; z: scalar, the
+    (KTO, Ethayarajh et al., 2024, arXiv:2402.01306). r: beta * log-ratio (B,); label: 1 or 0; z: scalar, the
     reference point, beta * KL(pi || ref), not differentiated.
     """
     check_shape("label", label, r, "(B,)")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -14,6 +13,7 @@ from partita.core.errors import NonFinite, UserError
 from partita.core.pairs import Pairs
 from partita.core.policy import Policy
 from partita.core.task import Problem, Task
+from partita.estimators.anchors import hashed
 from partita.estimators.margins import response_logp
 from partita.loops.learned import Learned, rate_for
 from partita.loops.learner import Learner
@@ -102,7 +102,7 @@ def gather(
     if not any(regulariser.uncompared for regulariser in recipe.regularisers) and recipe.objective.compares:
         pairs = pairs.only_compared()
     if "ref" in recipe.needs() and len(pairs.batch):
-        ref = known if type(recipe.reference) is Frozen and not recipe.resample.samples else None
+        ref = known if recipe.reference.still and not recipe.resample.samples else None
         pairs = pairs.but(ref=reference_logp(recipe.reference, policy, pairs, ref))
     return pairs, metrics | {"comparisons": float(len(pairs))}
 
@@ -151,8 +151,7 @@ def reference_logp(reference: Reference, policy: Any, pairs: Pairs, known: Known
 
 
 def _key(record: Any) -> int:
-    text = f"{record['prompt']}\0{record['response']}".encode()
-    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
+    return hashed(f"{record['prompt']}\0{record['response']}")
 
 
 def update(
@@ -161,15 +160,15 @@ def update(
     """Every epoch and minibatch of one step; returns the averages of what to watch."""
     watched: list[dict[str, Tensor]] = []
     for minibatch in minibatches(pairs, recipe.epochs, recipe.minibatches, rng):
-        total = recipe.objective.count(minibatch)
-        if not total:
+        if not recipe.objective.count(minibatch):
             continue
         if "drift" in recipe.needs():
             minibatch = minibatch.but(drift=mismatched(recipe.reference, policy, minibatch))
         seen: dict[str, Tensor] = {}
         for micro in micro_batches(minibatch, recipe.micro_batch):
-            loss, notes = losses(recipe, policy, micro, total, len(minibatch.batch))
-            loss.backward()
+            loss, notes = losses(recipe, policy, micro, minibatch)
+            if loss.requires_grad:  # a piece may hold prompts without a comparison
+                loss.backward()
             seen |= {n: seen.get(n, 0.0) + v for n, v in ({"loss": loss.detach()} | notes).items()}
         if not bool(seen["loss"].isfinite()) or not bool((norm := learner.apply()).isfinite()):
             raise diagnose(recipe, policy, minibatch, step)
@@ -204,41 +203,44 @@ def micro_batches(pairs: Pairs, size: int | None) -> Iterator[Pairs]:
         yield pairs.rows((group >= some[0]) & (group <= some[-1]))
 
 
-def losses(recipe: Preference, policy: Any, pairs: Pairs, total: int, rows: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """The share of a micro-batch in the loss of a minibatch with `total` losses and `rows` responses.
+def losses(recipe: Preference, policy: Any, pairs: Pairs, whole: Pairs) -> tuple[Tensor, dict[str, Tensor]]:
+    """The share of a micro-batch in the loss of the minibatch `whole`, and in what to watch of it.
 
-    loss = 1/total * sum(objective) + sum of regularisers, each a mean over responses
+    loss = mean(objective) + sum of mean(regulariser),  means over what each of them counts in the minibatch
     """
     out = policy.evaluate(pairs.batch)
-    each = recipe.objective(out, pairs)
-    loss = each.sum() / total
-    for regulariser in recipe.regularisers:
-        loss = loss + regulariser(out, pairs) * (len(pairs.batch) / rows)
+    loss = torch.zeros((), device=out.logp.device)
+    parts: tuple[Contrast | Tether, ...] = (recipe.objective, *recipe.regularisers)
+    for part in parts:
+        if part.count(pairs):
+            loss = loss + part(out, pairs).sum() / part.count(whole)
     with torch.no_grad():
-        notes = _notes(recipe.objective, out, pairs, len(pairs) / max(total, 1))
-    return loss, notes
+        return loss, _notes(recipe.objective, out, pairs, len(whole))
 
 
-def _notes(objective: Contrast, out: Any, pairs: Pairs, share: float) -> dict[str, Tensor]:
-    """Accuracy and margin of the reward that the loss implies, and how likely both sides are."""
+def _notes(objective: Contrast, out: Any, pairs: Pairs, total: int) -> dict[str, Tensor]:
+    """Accuracy and margin of the reward that the loss implies, and how likely both sides are: shares of their means."""
     if not len(pairs):
         return {}
     swapped = pairs.prefer < 0.5
     better = torch.where(swapped, pairs.second, pairs.first)
     worse = torch.where(swapped, pairs.first, pairs.second)
     logp = response_logp(out.logp.detach(), pairs.batch.mask)
-    notes = {"logp_better": logp[better].mean(), "logp_worse": logp[worse].mean()}
+    notes = {"logp_better": logp[better], "logp_worse": logp[worse]}
     reward = objective.reward(out, pairs)
     if reward is not None:
         margin = (reward[better] - reward[worse]).detach()
-        notes |= {"accuracy": (margin > 0).float().mean(), "margin": margin.mean()}
-    return {name: value * share for name, value in notes.items()}
+        notes |= {"accuracy": (margin > 0).float(), "margin": margin}
+    return {name: value.sum() / total for name, value in notes.items()}
 
 
 def mismatched(reference: Reference, policy: Any, pairs: Pairs) -> Tensor:
-    """mean log(pi(y' | x) / ref(y' | x)) where y' answers another prompt: each prompt with the next row's response."""
+    """mean log(pi(y' | x) / ref(y' | x)), y' answering another prompt than x: each response with the next group's."""
     batch = pairs.batch
-    order = torch.arange(len(batch), device=batch.mask.device).roll(-1)
+    names, group = batch.need("group").unique(return_inverse=True)
+    rows = torch.arange(len(batch), device=group.device)
+    first = rows.new_full((len(names),), len(batch)).scatter_reduce_(0, group, rows, "amin")
+    order = first[(group + 1) % len(names)]
     other = batch.but(context={k: v[order] for k, v in batch.context.items()}, group=batch.need("group")[order])
     with torch.no_grad():
         now = response_logp(policy.evaluate(other).logp, other.mask)

@@ -133,7 +133,7 @@ class Simpo(Contrast):
 
 @dataclass(frozen=True)
 class Orpo(Contrast):
-    """Odds-ratio preference optimisation, without a reference (Hong et al., 2024, arXiv:2403.07691, section 4).
+    """Odds-ratio preference optimisation, without a reference (Hong et al., 2024, arXiv:2403.07691).
 
         loss = -mean_t log pi(y_w,t) - weight * log s(log(odds(y_w) / odds(y_l)))
         odds = P / (1 - P),    P = exp(mean_t log pi(y_t))
@@ -158,7 +158,7 @@ class Orpo(Contrast):
 
 @dataclass(frozen=True)
 class Kto(Contrast):
-    """Kahneman-Tversky optimisation from labels without pairs (Ethayarajh et al., 2024, arXiv:2402.01306, section 4).
+    """Kahneman-Tversky optimisation from labels without pairs (Ethayarajh et al., 2024, arXiv:2402.01306).
 
         r = beta * log(pi(y|x) / ref(y|x)),    z = max(0, mean over mismatched (x, y') of r)
         loss = lambda_D (1 - s(r - z))  for desirable,    lambda_U (1 - s(z - r))  for undesirable responses
@@ -191,7 +191,7 @@ class Kto(Contrast):
 
 @dataclass(frozen=True)
 class SelfPlay(Contrast):
-    """Self-play preference optimisation, SPPO (Wu et al., 2024, arXiv:2405.00675, section 4).
+    """Self-play preference optimisation, SPPO (Wu et al., 2024, arXiv:2405.00675).
 
         loss = sum_y (log(pi(y|x) / ref(y|x)) - (P(y beats pi_t) - 1/2) / beta)^2
 

@@ -19,6 +19,7 @@ class Reference(Part):
     """A second set of the policy's trainable weights and buffers. Kept only when some part needs `ref_logp`."""
 
     slot: ClassVar[str] = "reference"
+    still: ClassVar[bool] = False  # whether it never moves, so that what it said once can be kept
 
     @property
     def weights(self) -> dict[str, Tensor]:
@@ -56,6 +57,7 @@ class Reference(Part):
 class Frozen(Reference):
     """The policy as it was before training."""
 
+    still = True
     _weights: dict[str, Tensor] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     @property
@@ -72,6 +74,7 @@ class Ema(Frozen):
     after every step of the loop.
     """
 
+    still = False
     decay: float = 0.99
 
     def __post_init__(self) -> None:
@@ -88,6 +91,7 @@ class Ema(Frozen):
 class Reset(Frozen):
     """The policy as it was at the last multiple of `every` updates."""
 
+    still = False
     every: int = 50
 
     def __post_init__(self) -> None:

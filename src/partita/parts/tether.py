@@ -16,7 +16,7 @@ from partita.parts.contrast import check_least
 
 
 class Tether(Part):
-    """A further loss, a scalar that is a mean over the responses of a minibatch.
+    """A further loss for each comparison, (M,), or for each of what it counts otherwise; the loop takes the mean.
 
     uncompared: whether it looks at responses that nothing is compared with.
     """
@@ -29,10 +29,14 @@ class Tether(Part):
     def __call__(self, out: Outputs, pairs: Pairs) -> Tensor:
         raise NotImplementedError
 
+    def count(self, pairs: Pairs) -> int:
+        """How many losses there are."""
+        return len(pairs)
+
 
 @dataclass(frozen=True)
 class Anchor(Tether):
-    """The likelihood of the preferred responses, beside a loss on margins (Pang et al., 2024, arXiv:2404.19733, eq. 1).
+    """The likelihood of the preferred responses, beside a loss on margins (Pang et al., 2024, arXiv:2404.19733).
 
         loss = -weight * mean_t log pi(y_w,t | x, y_w,<t)
 
@@ -45,7 +49,5 @@ class Anchor(Tether):
         check_least("regularisers.anchor.weight", self.weight)
 
     def __call__(self, out: Outputs, pairs: Pairs) -> Tensor:
-        if not len(pairs):
-            return torch.zeros((), device=out.logp.device)
         mean = response_logp(out.logp, pairs.batch.mask, mean=True)
-        return -self.weight * mean[torch.where(pairs.prefer < 0.5, pairs.second, pairs.first)].mean()
+        return -self.weight * mean[torch.where(pairs.prefer < 0.5, pairs.second, pairs.first)]

@@ -26,6 +26,7 @@ from partita.core.batch import Batch
 from partita.core.errors import UserError
 from partita.core.paper import Claim, Paper
 from partita.core.registry import part_class
+from partita.estimators.anchors import text_key
 from partita.estimators.masked import put_last
 from partita.loops.on_policy import train
 from partita.loops.run import Generators, Run
@@ -34,7 +35,6 @@ from partita.papers.baselines.grpo import GRPO
 from partita.papers.baselines.ppo import PPO
 from partita.parts.credit import GAE
 from partita.parts.reward import Reward
-from partita.parts.rollout.world import state_hash
 from partita.policies.language import Language
 
 PAPER = Paper(
@@ -184,7 +184,7 @@ class Otc(_Frugal):
 
 def problems(batch: Batch) -> list[int]:
     """A number for the problem of every trajectory: of the state that it starts in, or else of its prompt."""
-    prompts = [state_hash(record["prompt"]) for record in batch.records or ()]
+    prompts = [text_key(record["prompt"]) for record in batch.records or ()]
     if batch.state_key is None:
         return prompts
     first = batch.mask.long().argmax(1, keepdim=True)

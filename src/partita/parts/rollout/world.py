@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,16 +11,12 @@ from torch import Tensor
 from partita.core.batch import Batch
 from partita.core.errors import UserError
 from partita.core.task import Outcome, Problem
+from partita.estimators.anchors import text_key
 from partita.estimators.masked import put_last
 from partita.parts.rollout.language import judged
 from partita.policies.sampling import Sampling
 from partita.tasks.worlds.base import Reply, World
 from partita.tasks.worlds.stage import Answer, Stage
-
-
-def state_hash(state: str) -> int:
-    """A positive 63-bit hash of a canonical state, the same in every process."""
-    return int.from_bytes(hashlib.blake2b(state.encode(), digest_size=8).digest(), "big") >> 1 | 1
 
 
 class Row:
@@ -134,7 +129,7 @@ def _earned(batch: Batch, rows: Sequence[Row]) -> Batch:
     states = torch.zeros(len(rows), width, dtype=torch.int64)
     for i, row in enumerate(rows):
         for t, each in enumerate(row.turns):
-            rewards[i, t], states[i, t] = each["reward"], state_hash(each["state"])
+            rewards[i, t], states[i, t] = each["reward"], text_key(each["state"])
     rewards, states = rewards.to(mask.device), states.to(mask.device)
     final = put_last(torch.ones(len(rows), device=mask.device), mask).bool()
     done = torch.tensor([row.why == "done" for row in rows], device=mask.device)[:, None]
