@@ -40,12 +40,12 @@ def test_needs_and_parts_are_those_of_all_slots():
 
 
 def test_fresh_gives_stateful_parts_a_state_of_their_own():
-    recipe = OnPolicy(reward=ScaledByReturn(), rollout=Segments(steps=3))
+    recipe = OnPolicy(reward=(ScaledByReturn(),), rollout=Segments(steps=3))
     one, two = recipe.fresh(), recipe.fresh()
     assert one == recipe and one.rollout is not two.rollout
     one.rollout._live["x"] = 1
-    one.reward._state["x"] = 1
-    assert not two.rollout._live and not recipe.reward._state
+    one.reward[0]._state["x"] = 1
+    assert not two.rollout._live and not recipe.reward[0]._state
 
 
 def test_names():

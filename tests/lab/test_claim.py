@@ -242,7 +242,7 @@ def test_arms_are_recipes_on_the_claims_task_with_its_settings(hold):
     claim = Claim(
         "x", "ppo", "a2c", "cartpole", metric="return", seeds=2,
         settings={"steps": 2, "batch_size": 4, "rollout": Segments(steps=16), "task.max_steps": 20, "eval_size": 4,
-                  "policy.hidden": (8,)},
+                  "eval_sampled": True, "policy.hidden": (8,)},
         dial=("length", (("short", {}), ("long", {"task.max_steps": 30}))),
     )  # fmt: skip
     first, last = (
@@ -255,6 +255,10 @@ def test_arms_are_recipes_on_the_claims_task_with_its_settings(hold):
     assert len(entry["dial"]["settings"]) == 2 and len(entry["values"]["treatment"]) == 2
     assert entry["curves"]["x_name"] == "steps" and 2 <= len(entry["curves"]["treatment"]["x"]) <= 40
     assert entry["settings"]["rollout"] == {"part": "segments", "steps": 16}
+    for points in (*entry["fronts"]["treatment"], *entry["fronts"]["control"]):
+        assert (
+            points[0][0] == pytest.approx(0.0, abs=1e-5) and points[1][0] != 0 and [p[2] for p in points] == [None] * 2
+        )
 
 
 def test_a_measure_of_the_finished_run_can_be_the_metric(hold):

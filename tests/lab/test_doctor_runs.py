@@ -44,13 +44,15 @@ MADE = {
     "entropy_malus": lambda: control(steps=24, lr=3e-3, regularisers=(ValueLoss(), Entropy(weight=-1.0))),
     "narrow_clip": lambda: control(steps=10, objective=ClippedSurrogate(clip_low=1e-4, clip_high=1e-4)),
     "wrong_critic": lambda: control(steps=24, lr=3e-3, regularisers=(ValueLoss(weight=-0.5),)),
-    "outliers": lambda: control(steps=46, reward=own("reward", "Outliers")),
+    "outliers": lambda: control(steps=46, reward=(own("reward", "Outliers"),)),
     "nothing_to_learn": lambda: control(steps=6, task=Cartpole(max_steps=5)),
     "impossible": lambda: language("grpo", 6, steps=20, batch_size=2, eval_size=8),
     "burnt": lambda: language("grpo_kl", 1, steps=12, batch_size=4, eval_size=0, lr=0.03),
     "late": lambda: language("reinforce", 1, steps=8, batch_size=16, eval_size=0, rollout=own("rollout", "Late")),
     "nucleus": lambda: language("grpo", 1, steps=6, batch_size=4, eval_size=0, rollout=Sample(top_p=0.5)),
-    "fooled": lambda: language("grpo", 1, steps=16, batch_size=4, eval_size=48, reward=own("reward", "PaysForLength")),
+    "fooled": lambda: language(
+        "grpo", 1, steps=16, batch_size=4, eval_size=48, reward=(own("reward", "PaysForLength"),)
+    ),
 }
 
 
@@ -96,7 +98,7 @@ def test_a_healthy_run_passes_clean(name, doctor):
         ("tiny_lr", "no_learning", "problem", (1, 1), "--lr 0.001"),
         ("wrong_critic", "useless_critic", "problem", (1, 4), "--regularisers.value-loss.weight 0.5"),
         ("narrow_clip", "clip_saturation", "problem", (1, 1), "--objective clipped_weight"),
-        ("outliers", "gradient_spikes", "warning", (15, 15), "--reward scaled_by_return"),
+        ("outliers", "gradient_spikes", "warning", (15, 15), f"--reward {PARTS}:Outliers,scaled_by_return"),
         ("nothing_to_learn", "solved_before", "warning", (0, 0), None),
         ("impossible", "degenerate_groups", "problem", (1, 1), "--task.level 1"),
         ("impossible", "dead_gradients", "problem", (1, 1), "--task.level 1"),
@@ -105,7 +107,7 @@ def test_a_healthy_run_passes_clean(name, doctor):
         ("late", "stale_data", "problem", (2, 3), "--rollout sample"),
         ("nucleus", "stale_data", None, (1, 6), "--rollout.top-p 1"),
         ("fooled", "reward_divergence", "problem", (0, 0), "--reward outcome"),
-        ("fooled", "length_explosion", "problem", (3, 14), "--reward soft_overlong"),
+        ("fooled", "length_explosion", "problem", (3, 14), f"--reward {PARTS}:PaysForLength,soft_overlong"),
     ],
 )  # fmt: skip
 def test_an_ill_run_is_told(name, rule, severity, since, flag, doctor):

@@ -8,9 +8,13 @@ import pytest
 import torch
 
 from partita.lab.evaluate import evaluate, interval
+from partita.lab.run import read_rows
 from partita.lab.train import train
 from partita.policies.actor_critic import ActorCritic
+from partita.policies.language import Language
 from partita.tasks.control.classic import Cartpole
+from partita.tasks.control.probes import ProbeAction
+from partita.tasks.preferences.lab import Lab
 
 
 def test_wilson_interval_of_success():
@@ -57,3 +61,35 @@ def test_evaluating_does_not_disturb_training(tmp_path):
     assert plain.before is None
     assert watched.after is not None
     assert watched.after.count == 3
+
+
+def test_how_far_a_policy_has_drifted_is_measured_on_what_it_samples(tmp_path):
+    settings = dict(steps=4, batch_size=8, lr=3e-3, threads=1, eval_every=2, eval_size=64, eval_sampled=True)
+    result = train("reinforce", Lab(size=4, judge="proxy"), out=tmp_path / "run", **settings)
+    rows = read_rows(tmp_path / "run" / "evaluations.jsonl")
+    assert [row["step"] for row in rows] == [0, 2, 4] and rows[0]["drift"] == pytest.approx(0.0, abs=1e-5)
+    assert set(rows[0]["parts"]) == {"gold", "proxy", "covered", "class"}
+    assert rows[0]["parts"]["gold"] == pytest.approx(rows[0]["mean"], abs=1e-5)
+    first = Language().build(None, False, torch.Generator())
+    policy, size = result.policy, 4000  # the same number from many more samples
+    found = evaluate(policy, Lab(size=4), size, 1, greedy=False, first=first.state_dict())
+    assert rows[1]["drift"] > 0.0 and found.drift == pytest.approx(rows[2]["drift"], rel=0.5)
+    same = evaluate(policy, Lab(size=4), 32, 1, greedy=False, first=policy.state_dict())
+    assert same.drift == pytest.approx(0.0, abs=1e-5)
+    assert evaluate(policy, Lab(size=4), 8, 1).drift is None
+
+
+def test_drift_against_a_closed_form():
+    """Two actions, one step: KL of Bernoulli distributions."""
+    task = ProbeAction()
+    policy = ActorCritic(hidden=(4,)).build(task, False, torch.Generator().manual_seed(0))
+    last = policy.module.actor[-1]
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias.copy_(torch.tensor([0.0, 0.0]))
+    first = {name: weight.clone() for name, weight in policy.state_dict().items()}
+    with torch.no_grad():
+        last.bias[0] = math.log(3.0)  # 3/4 against 1/2
+    found = evaluate(policy, task, 4000, seed=1, greedy=False, first=first)
+    exact = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
+    assert found.drift == pytest.approx(exact, abs=4 * 0.55 / math.sqrt(4000))

@@ -46,6 +46,17 @@ def test_regularisers_are_chosen_together():
     assert config("ppo", "--regularisers", "none").recipe.regularisers == ()
 
 
+def test_a_users_part_among_several_has_flags_under_its_class(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from dataclasses import dataclass\nfrom partita.parts.reward import Reward\n\n\n@dataclass(frozen=True)\n"
+        "class FlatTax(Reward):\n    rate: float = 0.1\n\n    def __call__(self, batch):\n"
+        "        return batch.reward - self.rate\n"
+    )
+    words = ("--reward", f"outcome,{file}:FlatTax", "--reward.flat-tax.rate", "0.5")
+    assert [p.settings() for p in config("ppo", *words).recipe.reward] == [{"scale": 1.0}, {"rate": 0.5}]
+
+
 def test_environments_datasets_and_their_policies(tmp_path):
     assert config("ppo", "--env", "gym:Pendulum-v1").task.id == "Pendulum-v1"
     data = tmp_path / "data.jsonl"

@@ -242,7 +242,7 @@ def test_a_checkpoint_of_another_recipe_is_refused(whole, run, tmp_path):
     folder = tmp_path / "run"
     assert run(folder, config, "rollout", 5) == -signal.SIGKILL
     held = json.loads((folder / "config.json").read_text())
-    held["reward"] = {"part": "outcome", "scale": 1.0}
+    held["reward"] = [{"part": "outcome", "scale": 1.0}]
     (folder / "config.json").write_text(json.dumps(held))
     words = [sys.executable, "-m", "partita", "train", "--resume", str(folder), "--quiet"]
     refused = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)

@@ -14,9 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from partita.core.errors import UserError
 from partita.lab.site import plots
 from partita.lab.site.evidence import Curve, read
 from partita.lab.site.figures import Axis, aligned, axis, interval, short, tick_words
+from partita.lab.site.fronts import fronts
 from partita.lab.site.text import highlight, prose, words
 
 quick = settings(max_examples=25, deadline=None, derandomize=True)
@@ -238,3 +240,31 @@ def test_the_code_of_the_project_survives_highlighting():
         found = highlight(source)
         assert html.unescape(re.sub(r'</?span(?: class="\w")?>', "", found)) == source
         assert found.count('class="d"') == len(re.findall(r"^\s*(?:def|class) ", source, re.M))
+
+
+FRONTS = {
+    "metric": "return",
+    "treatment": [[[0.0, 0.0, 0.0], [4.0, v, 1.0], [9.0, 2.0, 3.0]] for v in (1.0, 2.0)],
+    "control": [[[0.0, 0.0, None], [16.0, 1.0, None]], [[0.0, 0.0, None], [25.0, 3.0, None]]],
+}  # fmt: skip
+
+
+def test_a_front_lies_over_the_root_of_the_divergence(entry):
+    figure = fronts(entry(fronts=FRONTS), "plot")
+
+    def points(kind):
+        return [[tuple(map(float, p.split())) for p in m["d"][1:].split("L")] for m in marks(figure, "path", kind)]
+
+    (treatment,), (control,) = points("curve treatment"), points("curve control")
+    assert len(points("seed treatment")) == len(points("seed control")) == 2
+    assert treatment[2][0] - treatment[0][0] == pytest.approx(1.5 * (treatment[1][0] - treatment[0][0]), abs=0.3)
+    assert control[1][0] - control[0][0] == pytest.approx(1.5 * (treatment[2][0] - treatment[0][0]), abs=0.3)  # 4.5: 3
+    assert treatment[1][1] - treatment[0][1] == pytest.approx(0.75 * (treatment[2][1] - treatment[0][1]), abs=0.3)
+    assert len(points("proxy treatment")) == 1 and not points("proxy control")
+    assert "made is at best 2, 9 nats from the start, and ends at 2, 9 nats from it" in html.unescape(figure)
+    assert fronts(entry(fronts=None), "plot") is None
+
+
+def test_fronts_of_other_shapes_are_refused(entry):
+    with pytest.raises(UserError, match=r"fronts\.control: expected points of three numbers"):
+        entry(fronts={**FRONTS, "control": [[[0.0, 1.0]]]})

@@ -71,7 +71,7 @@ def test_ppo_learns_what_to_do(kind, steps):
     task = Gym(id="PartitaSide-v0", kwargs={"kind": kind})
     run = Run(0)
     chosen = recipe("ppo").but(
-        steps=steps, batch_size=8, rollout=Segments(16), minibatches=2, lr=3e-3, reward=ScaledByReturn(),
+        steps=steps, batch_size=8, rollout=Segments(16), minibatches=2, lr=3e-3, reward=(ScaledByReturn(),),
         regularisers=(ValueLoss(), Entropy(weight=0.0)),
     )  # fmt: skip
     settings = ActorCritic(hidden=(32,), normalise=kind != "pixels", log_std=-1.0)

@@ -32,7 +32,7 @@ def policy_for(task, recipe):
 
 def breaking(slot, name):
     """A part of the slot whose result has one NaN; `name` is how the loop calls the tensor."""
-    base = getattr(SMALL_PPO, slot)
+    base = SMALL_PPO.reward[0] if slot == "reward" else getattr(SMALL_PPO, slot)
 
     def call(self, *args):
         out = type(base).__call__(self, *args).clone()
@@ -40,7 +40,7 @@ def breaking(slot, name):
         return out
 
     kind = dataclass(frozen=True)(type(f"Bad{slot}", (type(base),), {"__call__": call}))
-    return {slot: kind()}, f"step 1: {slot}: {name}"
+    return {slot: (kind(),) if slot == "reward" else kind()}, f"step 1: {slot}: {name}"
 
 
 BAD = [("reward", "reward"), ("credit", "advantage"), ("focus", "weight"), ("objective", "badobjective")]
@@ -115,7 +115,7 @@ def refused(recipe, task, message):
         (OnPolicy(credit=LeaveOneOut()), ProbeAction(), "credit leave_one_out compares .* use --group-size 2 or more"),
         (OnPolicy(rollout=Segments()), Arithmetic(), "rollout: segments works in control, and task arithmetic is"),
         (OnPolicy(rollout=Segments(), group_size=2), ProbeAction(), "rollout segments has no groups"),
-        (OnPolicy(reward=SoftOverlong()), ProbeAction(), "reward: soft_overlong works in language"),
+        (OnPolicy(reward=(SoftOverlong(),)), ProbeAction(), "reward: soft_overlong works in language"),
         (OnPolicy(rollout=Sample(temperature=0.5)), ProbeAction(), "rollout sample has no temperature"),
         (GRPO.but(batch_size=2, group_size=2, minibatches=5), ProbeAction(), "minibatches: 5 are more than the 4"),
         (OnPolicy(regularisers=(ValueLoss(),)), ProbeAction(), "value_loss .* credit monte_carlo has no critic"),

@@ -136,7 +136,7 @@ def test_scores_below_zero_are_not_eased_by_calls():
 def test_in_a_world_calls_are_read_from_the_records():
     world, g = Lookup(level=1), torch.Generator().manual_seed(0)
     recipe = recipe_of("otc").but(steps=2, batch_size=2, group_size=4, lr=1e-4)
-    assert recipe.settle(world).reward.c == world.max_turns
+    assert recipe.settle(world).reward[0].c == world.max_turns
     run = Run(0)
     train(recipe, Language(model="tiny-0.3m").build(world, False, g), world, run)
     assert all(0 <= row["reward"] <= row["success"] for row in run.metrics)
@@ -179,7 +179,7 @@ def test_the_claim_is_measured_on_ppo_too_with_a_critic_of_the_same_start():
 
 
 def test_a_world_without_such_counts_is_refused():
-    with pytest.raises(UserError, match=r"reward\.counted: the world counts keys, not calls"):
+    with pytest.raises(UserError, match=r"reward\.otc\.counted: the world counts keys, not calls"):
         Otc(c=4.0)(played([1.0], [1], counted="keys"))
     assert float(Otc(c=4.0, counted="keys")(played([1.0], [1], counted="keys"))[0, -1]) == 1.0
 
@@ -191,17 +191,17 @@ def test_tasks_without_tools_and_lone_trajectories_are_refused():
         learn("otc", ProbeBandit(), steps=1)
     recipe = recipe_of("otc").but(group_size=1)
     assert "use --group-size 2 or more, or --reward otc_ppo" in Otc().refuses(recipe, Lookup())
-    assert recipe_of("otc_ppo").reward.refuses(recipe_of("otc_ppo"), Lookup()) is None
+    assert recipe_of("otc_ppo").reward[0].refuses(recipe_of("otc_ppo"), Lookup()) is None
     assert part_class("reward", "otc") is Otc and part_class("reward", "otc_ppo") is OtcPpo
 
 
 @pytest.mark.parametrize("cls", [Otc, OtcPpo])
 @pytest.mark.parametrize(("changes", "name"), [({"alpha": 0.0}, "alpha"), ({"c": 0.0}, "c"), ({"c": math.inf}, "c")])
 def test_settings_out_of_range_name_the_field(cls, changes, name):
-    with pytest.raises(UserError, match=rf"reward\.{name}: expected a number above 0"):
+    with pytest.raises(UserError, match=rf"reward\.{cls.part_name()}\.{name}: expected a number above 0"):
         cls(**changes)
 
 
 def test_a_negative_memory_is_refused():
-    with pytest.raises(UserError, match=r"reward\.remember: expected 0 or more, got -1"):
+    with pytest.raises(UserError, match=r"reward\.otc\.remember: expected 0 or more, got -1"):
         Otc(remember=-1)

@@ -6,7 +6,12 @@ import torch
 
 from partita.core.batch import Batch
 from partita.core.errors import UserError
-from partita.parts.reward import Outcome, ScaledByReturn, SoftOverlong
+from partita.loops.on_policy import OnPolicy, train
+from partita.loops.run import Run
+from partita.parts.reward import KLPenalty, Outcome, OutcomePart, RewardModel, ScaledByReturn, SoftOverlong
+from partita.policies.actor_critic import ActorCritic
+from partita.tasks.control.probes import ProbeAction
+from partita.tasks.preferences.lab import Lab
 
 
 def test_outcome_scales_what_the_task_gave():
@@ -31,7 +36,7 @@ def test_soft_overlong_counts_and_pays_the_tokens_of_the_policy_only():
 
 
 def test_soft_overlong_refuses_a_cache_beyond_the_limit():
-    with pytest.raises(UserError, match=r"reward\.cache: expected 0 < cache <= limit = 8, got 9"):
+    with pytest.raises(UserError, match=r"reward\.soft_overlong\.cache: expected 0 < cache <= limit = 8, got 9"):
         SoftOverlong(limit=8, cache=9)
 
 
@@ -76,5 +81,51 @@ def test_fresh_copies_share_no_state():
     one = ScaledByReturn()
     one(next(segments(1)))
     assert one.fresh().state_dict() == {} and one.state_dict()
-    with pytest.raises(UserError, match=r"reward\.discount"):
+    with pytest.raises(UserError, match=r"reward\.scaled_by_return\.discount"):
         ScaledByReturn(discount=1.5)
+
+
+def test_a_chain_hands_the_reward_on():
+    """1 for the right action, doubled and then less ten nats a nat: with the reference as it is nothing is taken."""
+    task = ProbeAction()
+    seen = {}
+    for weight in (0.0, 10.0):
+        recipe = OnPolicy(reward=(Outcome(scale=2.0), KLPenalty(weight)), steps=2, batch_size=8, lr=0.1)
+        policy = ActorCritic(hidden=(8,)).build(task, False, torch.Generator().manual_seed(0))
+        run = Run(0)
+        train(recipe, policy, task, run)
+        seen[weight] = [row["reward"] for row in run.metrics]
+    assert seen[0.0][0] == seen[10.0][0] and seen[0.0][1] > seen[10.0][1]
+
+
+def test_the_price_is_the_log_ratio_where_the_policy_acted():
+    mask = torch.tensor([[True, False, True]])
+    batch = Batch(
+        mask=mask, reward=torch.tensor([[0.0, 0.0, 1.0]]), logp=torch.tensor([[-1.0, -9.0, -2.0]]),
+        ref_logp=torch.tensor([[-1.5, -1.0, -1.0]]),
+    )  # fmt: skip
+    assert KLPenalty(weight=0.5)(batch).tolist() == [[-0.25, 0.0, 1.5]]
+    k3 = KLPenalty(weight=1.0, estimator="k3")(batch)[0, 0]  # e^-(1/2) - 1 + 1/2
+    assert k3.item() == pytest.approx(-(np.exp(-0.5) - 0.5))
+
+
+def test_a_part_of_the_outcome_stands_at_the_last_token():
+    mask = torch.tensor([[True, True, False], [True, True, True]])
+    records = ({"parts": {"proxy": 0.5, "gold": 9.0}}, {"parts": {"proxy": -1.0, "gold": 9.0}})
+    batch = Batch(mask=mask, reward=torch.ones(2, 3), records=records)
+    assert OutcomePart("proxy", scale=2.0)(batch).tolist() == [[0.0, 1.0, 0.0], [0.0, 0.0, -2.0]]
+    with pytest.raises(UserError, match=r"no part 'style' \(it gives gold, proxy\)"):
+        OutcomePart("style")(batch)
+
+
+def test_parts_that_the_task_does_not_give_are_refused_at_once():
+    assert "gives gold, covered, class), got 'proxy'" in OutcomePart("proxy").refuses(None, Lab(size=4))
+    assert OutcomePart("proxy").refuses(None, Lab(size=4, judge="proxy")) is None
+    assert "expected a part" in OutcomePart().refuses(None, Lab(size=4))
+    assert "train one by partita train reward_model" in RewardModel().refuses(None, Lab(size=4))
+
+
+@pytest.mark.parametrize(("part", "field"), [({"weight": -1.0}, "weight"), ({"estimator": "k4"}, "estimator")])
+def test_a_price_out_of_range_names_the_field(part, field):
+    with pytest.raises(UserError, match=rf"reward\.kl_penalty\.{field}: expected"):
+        KLPenalty(**part)

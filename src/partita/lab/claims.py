@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -16,10 +17,12 @@ from partita.lab.comparison import Comparison, settled
 from partita.lab.config import Config, Settings
 from partita.lab.jobs import Job, reference
 from partita.lab.measures import measured
+from partita.lab.run import read_rows
 from partita.lab.train import default_policy
 
 ARMS = ("treatment", "control")
 POINTS = 40  # of a learning curve in the evidence
+DIGITS = 6
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,20 @@ class Trial:
         """Seconds that all jobs took together, one after the other."""
         return sum((job.result() or {}).get("spent", 0.0) for job in self.jobs())
 
+    def fronts(self) -> dict[str, Any] | None:
+        """What both arms reached for how far they went from the policy before training, seed by seed; None: not known.
+
+        treatment, control: for every seed [drift, value, proxy] of each evaluation, at the strongest setting; proxy is
+        None where nothing stood in for the value.
+        """
+        if isinstance(self.claim, Identity):
+            return None
+        place = len(self.settings) - 1
+        found = {arm: [front(self.job(arm, place, seed)) for seed in self.seeds] for arm in ARMS}
+        if not all(len(points) > 1 for held in found.values() for points in held):
+            return None
+        return {"metric": self.claim.metric, **found}
+
     def curves(self) -> dict[str, Any] | None:
         """Mean training curves of both arms at the strongest setting, with bands; None where there are none."""
         if isinstance(self.claim, Identity) or self.claim.experiment is not None:
@@ -110,6 +127,21 @@ class Trial:
         if set(found) != set(ARMS):
             return None
         return {"x_name": "steps", "metric": curve_name(comparison), **found}
+
+
+def front(job: Job) -> list[list[float | None]]:
+    """[drift, value, proxy] at every evaluation of a job, as it returned them or as its run wrote them."""
+    result = job.result() or {}
+    if "front" in result:
+        return [[finite(v) for v in (*point, None)[:3]] for point in result["front"]]
+    rows = read_rows(job.folder / "run" / "evaluations.jsonl")
+    held = [(r["drift"], r["mean"], (r.get("parts") or {}).get("proxy")) for r in rows if r.get("drift") is not None]
+    return [[finite(v) for v in point] for point in held]
+
+
+def finite(value: float | None) -> float | None:
+    """The number at the digits that evidence keeps; None where it is not finite."""
+    return float(f"{value:.{DIGITS}g}") if value is not None and math.isfinite(value) else None
 
 
 def arm_config(claim: Claim, arm: str, changes: Mapping[str, Any]) -> Config:

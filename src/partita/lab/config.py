@@ -21,18 +21,20 @@ from partita.core.task import Task
 class Settings:
     """How a run is carried out.
 
-    seed: of all randomness. save_every: steps between checkpoints (None: a tenth of the run). eval_every: steps
-    between greedy evaluations on held-out problems (0: before and after training only). eval_size: problems or
-    episodes of an evaluation. until: stop once the mean return of the last 100 episodes (control) or the success
-    of a step (language) reaches this. samples: stop once so many responses (language) or steps (control) have been
-    sampled. seconds: stop after so long a training. threads: of torch (None: all cores for language, one for control).
-    device: cpu, cuda, or auto.
+    seed: of all randomness. save_every: steps between checkpoints (None: a tenth of the run). eval_every: steps between
+    evaluations on held-out problems (0: before and after training only). eval_size: problems or episodes of an
+    evaluation. eval_sampled: sample in evaluations, rather than take the likeliest action, and measure how far the
+    policy has drifted from the one before training. until: stop once the mean return of the last 100 episodes (control)
+    or the success of a step (language) reaches this. samples: stop once so many responses (language) or steps (control)
+    have been sampled. seconds: stop after so long a training. threads: of torch (None: all cores for language, one for
+    control). device: cpu, cuda, or auto.
     """
 
     seed: int = 0
     save_every: int | None = None
     eval_every: int = 0
     eval_size: int = 200
+    eval_sampled: bool = False
     until: float | None = None
     samples: int | None = None
     seconds: float | None = None

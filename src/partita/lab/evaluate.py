@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -28,7 +28,8 @@ class Evaluation:
     """A mean with its 95% interval: Wilson's for success (every score 0 or 1), Student's t otherwise.
 
     metric: "success", "return", or "accuracy" where only given responses can be compared. length: mean steps or tokens.
-    samples: the first few trajectories in words.
+    samples: the first few trajectories in words. parts: means of what the verifier says besides the score. drift: how
+    far the policy has come from another, where that was asked, in nats a trajectory.
     """
 
     metric: str
@@ -38,6 +39,8 @@ class Evaluation:
     count: int
     length: float
     samples: tuple[dict[str, Any], ...] = ()
+    parts: Mapping[str, float] = field(default_factory=dict)
+    drift: float | None = None
 
     def __str__(self) -> str:
         return f"{self.metric} {self.mean:.3f} [{self.low:.3f}, {self.high:.3f}] over {self.count}"
@@ -69,15 +72,48 @@ def rollout(policy: Any, task: Any, size: int, seed: int, greedy: bool = True, c
     return replace(Batch.cat(batches), group=torch.arange(size))
 
 
-def evaluate(policy: Policy, task: Task, size: int, seed: int, greedy: bool = True) -> Evaluation:
-    """Performance of the policy on `size` fresh problems or episodes; where a task cannot judge, its `agreement`."""
+def evaluate(
+    policy: Policy,
+    task: Task,
+    size: int,
+    seed: int,
+    greedy: bool = True,
+    first: Mapping[str, torch.Tensor] | None = None,
+) -> Evaluation:
+    """Performance of the policy on `size` fresh problems or episodes; where a task cannot judge, its `agreement`.
+
+    first: the weights of another policy, such as that before training, from which to measure, over what is sampled,
+
+        drift = mean over trajectories of sum_t log(pi(a_t|s_t) / pi_first(a_t|s_t))
+    """
     task = task.met(policy)
     if isinstance(task, PreferenceTask) and not task.judged:
         return agreement(policy, task, size, seed)
     batch = rollout(policy, task, size, seed, greedy)
     metric, mean, low, high = interval(batch.need("outcome").tolist())
     samples = tuple(batch.records[:SAMPLES]) if batch.records is not None else ()
-    return Evaluation(metric, mean, low, high, len(batch), float(batch.lengths.float().mean()), samples)
+    length = float(batch.lengths.float().mean())
+    drift = None if first is None or greedy else _drift(policy, batch, first)
+    return Evaluation(metric, mean, low, high, len(batch), length, samples, _parts(batch), drift)
+
+
+@torch.no_grad()
+def _drift(policy: Policy, batch: Batch, first: Mapping[str, torch.Tensor], chunk: int = 256) -> float:
+    """KL(pi || pi_first) of whole trajectories, from samples of pi, in nats."""
+    total = 0.0
+    for i in range(0, len(batch), chunk):
+        some = batch[i : i + chunk]
+        with policy.using(first):
+            other = policy.evaluate(some).logp
+        total += float(((some.need("logp") - other) * some.mask).sum())
+    return total / len(batch)
+
+
+def _parts(batch: Batch) -> dict[str, float]:
+    """Means of the verifier's parts that every trajectory has."""
+    rows = [record.get("parts") or {} for record in batch.records or () if isinstance(record, Mapping)]
+    names = set(rows[0]).intersection(*rows) if rows else set()
+    return {name: sum(float(row[name]) for row in rows) / len(rows) for name in sorted(names)}
 
 
 def evaluable(task: Task) -> bool:

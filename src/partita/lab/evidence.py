@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -16,9 +15,7 @@ from partita.lab import environment, statistics
 from partita.lab.catalogue import evidence_folder
 from partita.lab.changes import plain
 from partita.lab.checkpoint import write_text
-from partita.lab.claims import ARMS, Trial
-
-DIGITS = 6
+from partita.lab.claims import ARMS, Trial, finite
 
 
 def entry(key: str, trial: Trial, tuning: Mapping[str, Any] | None, duration: float) -> dict[str, Any]:
@@ -51,6 +48,7 @@ def _paired(claim: Claim, trial: Trial, tuning: Mapping[str, Any] | None) -> dic
         "verdict": statistics.verdict(estimate, claim.better, threshold, centre_of(claim)), "rule": rule(claim),
         "effect": strongest["effect"], "ci": strongest["ci"], "values": strongest["values"], "dial": dial,
         "settings": plain(claim.settings), "tuning": tuning, "curves": trial.curves(),
+        "fronts": trial.fronts(),
     }  # fmt: skip
 
 
@@ -108,11 +106,6 @@ def told(estimate: Any) -> dict[str, Any]:
     """An estimate as {"effect", "ci"}; ends that are not finite are null."""
     ends = [finite(estimate.low), finite(estimate.high)]
     return {"effect": finite(estimate.value), "ci": ends}
-
-
-def finite(value: float) -> float | None:
-    """The number at the digits that evidence keeps; None where it is not finite."""
-    return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
 
 
 def rounded(values: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from partita.core import registry
 from partita.core.errors import UserError, nearest
-from partita.core.part import Part
+from partita.core.part import Part, snake_case
 from partita.core.words import take
 from partita.lab.config import Config, Settings
 from partita.lab.train import default_policy
@@ -150,7 +150,7 @@ def _numbers(words: list[str], config: Config) -> tuple[Config, dict[str, Any]]:
         if held is None:
             continue
         if slot in recipe.many:
-            parts = [(p.part_name(), type(p), field(default=p)) for p in held]
+            parts = [(_identifier(p), type(p), field(default=p)) for p in held]
             if parts:
                 group = dataclasses.make_dataclass(f"{slot}_", parts, frozen=True)
                 table.append((slot, group, field(default=group())))
@@ -180,6 +180,11 @@ def _numbers(words: list[str], config: Config) -> tuple[Config, dict[str, Any]]:
     options = {f.name: getattr(found, f.name) for f in fields(Options)}
     policy, task = (getattr(found, n, getattr(config, n)) for n in ("policy", "task"))
     return Config(config.name, recipe.but(**slots, **numbers), task, policy, settings), options
+
+
+def _identifier(part: Part) -> str:
+    """What flags call a part among several: its name, or that of its class where it comes from a user's file."""
+    return snake_case(type(part).__name__)
 
 
 def _hints(cls: Any) -> dict[str, Any]:

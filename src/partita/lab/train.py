@@ -81,6 +81,9 @@ def launch(config: Config, folder: Path, resume: bool = False, watchers: tuple[A
     run.open(None if resume else config.to_json())
     try:
         environment.record(folder)
+        first = None
+        if settings.eval_sampled:
+            first = {name: weight.detach().clone() for name, weight in policy.state_dict().items()}
 
         def measure(step: int) -> Evaluation | None:
             if not settings.eval_size or not evaluable(task):
@@ -88,7 +91,8 @@ def launch(config: Config, folder: Path, resume: bool = False, watchers: tuple[A
             held = [r for r in read_rows(folder / "evaluations.jsonl") if r["step"] == step]
             if held:
                 return Evaluation(**{k: v for k, v in held[-1].items() if k != "step"})
-            found = evaluate(policy, task, settings.eval_size, settings.seed + 1_000_003)
+            seed, greedy = settings.seed + 1_000_003, not settings.eval_sampled
+            found = evaluate(policy, task, settings.eval_size, seed, greedy, first)
             run.append("evaluations", {"step": step, **asdict(found)})
             return found
 

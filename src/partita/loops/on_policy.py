@@ -44,12 +44,12 @@ class OnPolicy(Learned):
         "curriculum", "behaviour", "rollout", "reward", "credit", "select", "focus", "objective", "aggregate",
         "regularisers", "reference",
     )  # fmt: skip
-    many: ClassVar[tuple[str, ...]] = ("regularisers",)
+    many: ClassVar[tuple[str, ...]] = ("reward", "regularisers")
 
     curriculum: Curriculum = Uniform()
     behaviour: Behaviour = Current()
     rollout: Rollout | None = None
-    reward: Reward = Outcome()
+    reward: tuple[Reward, ...] = (Outcome(),)
     credit: Credit = MonteCarlo()
     select: Select = All()
     focus: Focus = AllSteps()
@@ -100,6 +100,8 @@ def train(recipe: OnPolicy, policy: Policy, task: Task, run: Run) -> None:
     learner = recipe.learner(policy)
     if "ref_logp" in recipe.needs():
         recipe.reference.start(policy)
+    for part in recipe.reward:
+        part.start(policy, task)
     recipe.behaviour.start(policy)
     recipe.curriculum.start(policy, task, recipe.rollout, run.generators["curriculum"])
     remembering = {f"part.{i}.{p.part_name()}": p for i, p in enumerate(recipe.parts()) if hasattr(p, "state_dict")}
@@ -149,7 +151,10 @@ def gather(
             with torch.no_grad():
                 out = policy.evaluate(batch, entropy="entropy" in needs)
             batch = batch.but(value=out.value, entropy=out.entropy if "entropy" in needs else batch.entropy)
-        batch = batch.but(reward=recipe.reward(batch))
+        if any("ref_logp" in part.needs for part in recipe.reward):
+            batch = batch.but(ref_logp=recipe.reference.logp(policy, batch))
+        for part in recipe.reward:
+            batch = batch.but(reward=part(batch))
         recipe.credit.learn(policy, batch, rng["credit"])
         batch = batch.but(advantage=recipe.credit(batch))
         if batch.value is not None:
@@ -168,14 +173,14 @@ def gather(
     if recipe.group_size > 1:
         equal = degenerate(everything.need("reward").sum(1), everything.need("group"))
         metrics["degenerate"] = float(equal.float().mean())
-    if recipe.reward != Outcome():
+    if recipe.reward != (Outcome(),):
         metrics["reward"] = float(everything.need("reward").sum(1).mean())
     if len(batch) < len(everything):
         metrics |= {"kept": len(batch) / len(everything), "rounds": float(len(kept))}
     batch = recipe.behaviour.mix(batch, step, rng["behaviour"])
     if len(batch) and batch.age is not None:
         metrics["staleness"] = float(batch.age.float().mean())
-    if len(batch) and "ref_logp" in needs:
+    if len(batch) and "ref_logp" in needs and batch.ref_logp is None:
         batch = batch.but(ref_logp=recipe.reference.logp(policy, batch))
     if len(batch) and recipe.whiten == "batch":
         batch = batch.but(advantage=whiten(batch.need("advantage"), batch.mask))

@@ -77,8 +77,8 @@ def train(recipe: Preference, policy: Any, task: Any, run: Run) -> None:
         rate = learner.begin(step)
         pairs, metrics = gather(recipe, policy, task, run.generators, step, known)
         if pairs.ref is not None and recipe.resample.samples and len(pairs.batch):
-            drift = response_logp(pairs.batch.need("logp"), pairs.batch.mask) - pairs.ref
-            metrics["ref_kl"] = float(drift.mean())
+            left = response_logp(pairs.batch.need("logp"), pairs.batch.mask).sum() - pairs.ref.sum()
+            metrics["ref_kl"] = float(left / pairs.batch.mask.sum())
         if recipe.objective.count(pairs):
             metrics |= update(recipe, policy, learner, pairs, run.generators, step)
         recipe.reference.update(policy, step)

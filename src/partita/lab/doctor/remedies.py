@@ -91,9 +91,9 @@ Candidate = Use | Paper | Set
 
 
 def choose(case: Case, slot: str, part: str) -> str:
-    """The flag that fills a slot; where a slot takes many parts, those in use stay."""
+    """The flag that fills a slot; where a slot takes many parts, those in use stay (the task's reward stands alone)."""
     held = case.setting(slot)
-    names = [p["part"] for p in held] if isinstance(held, list) else []
+    names = [p["part"] for p in held] if isinstance(held, list) and part != "outcome" else []
     return f"--{slot} {','.join([*names, part])}"
 
 
@@ -261,7 +261,7 @@ TABLE: dict[str, tuple[Candidate, ...]] = {
         Paper("bapo", "clips that adapt to the batch"),
     ),
     "length_explosion": (
-        Use("reward", "soft_overlong", "a price on length near the limit (set --reward.limit for your task)"),
+        Use("reward", "soft_overlong", "a price on length near the limit (--reward.soft_overlong.limit)"),
         Use("aggregate", "fixed_length", "long responses no longer dilute their own punishment"),
         Use("aggregate", "token_mean", "every token counts alike, so that long failures are punished in full"),
         LOWER_LR,

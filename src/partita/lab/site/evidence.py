@@ -80,6 +80,15 @@ class Curves:
 
 
 @dataclass(frozen=True)
+class Fronts:
+    """What each arm reached for how far it went: for every seed (drift, value, proxy) at each evaluation."""
+
+    metric: str
+    treatment: tuple[tuple[Values, ...], ...]
+    control: tuple[tuple[Values, ...], ...]
+
+
+@dataclass(frozen=True)
 class Check:
     """A number that a theorem gives, what was measured of it, and the difference that is allowed."""
 
@@ -118,6 +127,7 @@ class Entry:
     seed_list: tuple[Any, ...]
     dial: Dial | None
     curves: Curves | None
+    fronts: Fronts | None
     checks: tuple[Check, ...]
     tuning: Mapping[str, Any] | None
     settings: Mapping[str, Any]
@@ -259,6 +269,7 @@ def _entry(place: Place) -> Entry:
         seed_list=seed_list,
         dial=None if get("dial").value is None else _dial(get("dial")),
         curves=None if get("curves").value is None else _curves(get("curves")),
+        fronts=None if get("fronts").value is None else _fronts(get("fronts")),
         checks=_checks(place),
         tuning=None if tuning.value is None else tuning.mapping(),
         settings=get("settings").mapping(),
@@ -311,6 +322,16 @@ def _curve(place: Place) -> Curve | None:
         sizes = ", ".join(str(len(v)) for v in (x, mean, low, high))
         raise place.error(f"x, mean, low and high of one length, not {sizes}")
     return Curve(x, mean, low, high)
+
+
+def _fronts(place: Place) -> Fronts:
+    place.mapping()
+    arms = {}
+    for arm in ("treatment", "control"):
+        arms[arm] = tuple(tuple(point.numbers() for point in seed.items()) for seed in place.get(arm).items())
+        if any(len(point) != 3 for seed in arms[arm] for point in seed):
+            raise place.get(arm).error("points of three numbers, drift, value and proxy")
+    return Fronts(place.get("metric").text(), **arms)
 
 
 def _checks(place: Place) -> tuple[Check, ...]:

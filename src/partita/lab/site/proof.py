@@ -10,6 +10,7 @@ from partita.lab.report import duration
 from partita.lab.site import plots
 from partita.lab.site.evidence import Arms, Entry
 from partita.lab.site.figures import aligned, interval, intervals, mean, short
+from partita.lab.site.fronts import fronts
 from partita.lab.site.library import Library
 from partita.lab.site.page import anchor, badge, code, count, link
 from partita.lab.site.text import fields, inline, words
@@ -18,7 +19,7 @@ from partita.lab.site.text import fields, inline, words
 def proof(entry: Entry, number: int, library: Library) -> Markup:
     """The section of one statement."""
     id = anchor(number)
-    every = (plots.values, plots.effect, plots.dial, plots.curves, plots.checks)
+    every = (plots.values, plots.effect, plots.dial, plots.curves, fronts, plots.checks)
     shown = [plot for draw in every if (plot := draw(entry, f"{id}-{draw.__name__}")) is not None]
     two_arms = bool(entry.values.treatment or entry.curves)
     out = [

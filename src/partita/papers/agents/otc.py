@@ -68,9 +68,9 @@ class _Frugal(Reward):
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha < math.inf:
-            raise UserError(f"reward.alpha: expected a number above 0, got {self.alpha}")
+            raise UserError(f"reward.{self.part_name()}.alpha: expected a number above 0, got {self.alpha}")
         if self.c is not None and not 0 < self.c < math.inf:
-            raise UserError(f"reward.c: expected a number above 0, or None, got {self.c}")
+            raise UserError(f"reward.{self.part_name()}.c: expected a number above 0, or None, got {self.c}")
 
     def settle(self, task: Any) -> Any:
         return self if self.c is not None else self.but(c=float(getattr(task, "max_turns", 1)))
@@ -84,7 +84,8 @@ class _Frugal(Reward):
         if (known := getattr(task, "counts", None)) is not None and self.counted not in known:
             listed = ", ".join(known) or "nothing"
             return (
-                f"reward.counted: world {task.part_name()} counts {listed}, not {self.counted}; name one that it counts"
+                f"reward.{self.part_name()}.counted: world {task.part_name()} counts {listed}, not {self.counted}; "
+                "name one that it counts"
             )
         return None
 
@@ -93,7 +94,10 @@ class _Frugal(Reward):
         parts = [record["parts"] for record in batch.records or ()]
         if parts and not any(self.counted in part for part in parts):
             known = ", ".join(sorted({name for part in parts for name in part})) or "nothing"
-            raise UserError(f"reward.counted: the world counts {known}, not {self.counted}; name one that it counts")
+            raise UserError(
+                f"reward.{self.part_name()}.counted: the world counts {known}, not {self.counted}; name one that it "
+                "counts"
+            )
         score = batch.need("outcome")
         return torch.tensor([part.get(self.counted, 0.0) for part in parts], dtype=score.dtype, device=score.device)
 
@@ -144,7 +148,7 @@ class Otc(_Frugal):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.remember < 0:
-            raise UserError(f"reward.remember: expected 0 or more, got {self.remember}")
+            raise UserError(f"reward.otc.remember: expected 0 or more, got {self.remember}")
 
     def refuses(self, recipe: Any, task: Any) -> str | None:
         if recipe.group_size < 2:
@@ -192,7 +196,7 @@ def problems(batch: Batch) -> list[int]:
     return [start or prompt for start, prompt in zip(starts, prompts, strict=True)]
 
 
-RECIPES = {"otc": GRPO.but(reward=Otc()), "otc_ppo": PPO.but(reward=OtcPpo())}
+RECIPES = {"otc": GRPO.but(reward=(Otc(),)), "otc_ppo": PPO.but(reward=(OtcPpo(),))}
 
 
 def measure(

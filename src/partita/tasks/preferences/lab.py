@@ -105,6 +105,11 @@ class Lab(PreferenceTask):
         return ("compared", "scores")
 
     @property
+    def parts(self) -> tuple[str, ...]:
+        """What `verify` says besides the score."""
+        return ("gold", *(("proxy",) if self.judge == "proxy" else ()), "covered", "class")
+
+    @property
     def gold(self) -> Gold:
         """The gold reward."""
         return Gold(self.seed, self.reward, self.non_markovian)
