@@ -101,7 +101,7 @@ def train(recipe: OnPolicy, policy: Policy, task: Task, run: Run) -> None:
     if "ref_logp" in recipe.needs():
         recipe.reference.start(policy)
     for part in recipe.reward:
-        part.start(policy, task)
+        part.start(policy, task, run.generators["reward"])
     recipe.behaviour.start(policy)
     recipe.curriculum.start(policy, task, recipe.rollout, run.generators["curriculum"])
     remembering = {f"part.{i}.{p.part_name()}": p for i, p in enumerate(recipe.parts()) if hasattr(p, "state_dict")}

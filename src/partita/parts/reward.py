@@ -26,8 +26,8 @@ class Reward(Part):
     slot: ClassVar[str] = "reward"
     loop: ClassVar[str] = "on_policy"
 
-    def start(self, policy: Policy, task: Any) -> None:
-        """Get ready, before the first step."""
+    def start(self, policy: Policy, task: Any, generator: torch.Generator) -> None:
+        """Get ready, before the first step; randomness comes from `generator`, which checkpoints hold."""
 
     def __call__(self, batch: Batch) -> Tensor:
         raise NotImplementedError
@@ -153,7 +153,7 @@ class RewardModel(Reward):
             return f"reward reward_model judges single answers, and {task.part_name()} is played in turns"
         return None
 
-    def start(self, policy: Policy, task: Any) -> None:
+    def start(self, policy: Policy, task: Any, generator: torch.Generator) -> None:
         from partita.policies.scorer import Scorer
 
         self._held["scorer"] = Scorer.load(self.model, "reward.reward_model.model", policy.device, task.stop)
