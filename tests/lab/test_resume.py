@@ -26,11 +26,18 @@ STEPS = 6
 ZYGOTE = """
 import json, os, signal, sys
 from pathlib import Path
-import partita.lab.checkpoint, partita.lab.run, partita.loops.on_policy as loop
-import partita.policies.actor_critic, partita.policies.language, scipy.stats, transformers.models.llama
+import partita.lab.checkpoint, partita.lab.run, partita.loops.on_policy, partita.loops.preference
+import partita.policies.actor_critic, scipy.stats, torch
 from partita.lab.config import Config
 from partita.lab.train import launch
+from partita.parts.contrast import Direct
 from partita.parts.objective import ClippedSurrogate
+from partita.policies.language import Language
+from partita.tasks.preferences.lab import Lab
+
+torch.set_num_threads(1)
+Language().build(None, False, torch.Generator())  # imported and read once, for all children
+Lab(size=8, judge="proxy").proxy
 
 def die_inside(owner, name, moment, count):
     held = getattr(owner, name)
@@ -47,9 +54,11 @@ def die_inside(owner, name, moment, count):
 
 def arm(moment, count):
     if moment == "rollout":
-        die_inside(loop, "gather", moment, count)
+        die_inside(partita.loops.on_policy, "gather", moment, count)
+        die_inside(partita.loops.preference, "gather", moment, count)
     elif moment == "update":
         die_inside(ClippedSurrogate, "ratio", moment, count)
+        die_inside(Direct, "ratio", moment, count)
     elif moment == "checkpoint":
         die_inside(partita.lab.checkpoint, "save_file", moment, count)
     elif moment == "rename":
@@ -134,6 +143,13 @@ def config_for(domain: str, folder: Path) -> Path:
             "ppo", "--env", "gym:CartPole-v1", "--batch-size", "3", "--rollout.steps", "16", "--reward",
             "scaled_by_return", "--policy.normalise", "--minibatches", "2",
         ]  # fmt: skip
+    elif domain == "preferences":  # given responses, and what the reference said of them
+        words = ["dpo", "--task.size", "8", "--batch-size", "3", "--epochs", "2", "--minibatches", "2"]
+    elif domain == "iterated":  # responses that wait for their step, and a reference that moves
+        words = [
+            "iterated_dpo", "--task.size", "8", "--task.judge", "proxy", "--batch-size", "4", "--resample.every", "3",
+            "--reference.every", "3", "--resample.max-tokens", "8", "--minibatches", "2", "--eval-sampled",
+        ]  # fmt: skip
     else:
         words = [
             "grpo_kl", "--task", "arithmetic", "--model", "tiny-0.3m", "--batch-size", "3", "--group-size", "3",
@@ -158,7 +174,7 @@ def outcome(folder: Path):
     return rows, evaluations, state
 
 
-@pytest.fixture(scope="module", params=["control", "gymnasium", "language"])
+@pytest.fixture(scope="module", params=["control", "gymnasium", "language", "preferences", "iterated"])
 def whole(request, run, tmp_path_factory):
     """A domain, its configuration, and what the run that was never stopped left."""
     folder = tmp_path_factory.mktemp(request.param)
