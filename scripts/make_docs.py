@@ -83,7 +83,7 @@ def benchmarks() -> str:
         out += [f"## {path.stem}", ""]
         about = ", ".join(f"{k} {short(v) if isinstance(v, float) else v}" for k, v in machine.items())
         if "cases" in found:
-            out += overhead(found, about)
+            out += (overhead if "arms" in found["cases"][0] else shares)(found, about)
             continue
         out += [f"{found['date']}, commit {found['commit']}, {found['repeats']} runs a side. Machine: {about}.", ""]
         for measure in dict.fromkeys(side["measure"] for side in found["sides"]):
@@ -115,6 +115,20 @@ def overhead(found: dict, about: str) -> list[str]:
         cells = (short(case[k]) for k in ("wall", "inside", "alone", "work"))
         goal = f"{case['target']}: {'met' if case['met'] else 'not met'}"
         out.append(f"| {' and '.join(case['arms'])}, {case['seeds']} seeds each | {' | '.join(cells)} | {goal} |")
+    return [*out, ""]
+
+
+def shares(found: dict, about: str) -> list[str]:
+    """What one piece takes of a training step, as a table."""
+    out = [
+        f"{found['date']}, commit {found['commit']}, task {found['task']}. Machine: {about}.", "",
+        "Processor seconds of a step, those of credit and of hashing in it, and their share beyond the baseline.", "",
+        "| recipe | step | credit | hashing | share | target |", "|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for case in found["cases"]:
+        cells = (short(case[k]) for k in ("processor", "credit", "hashing", "overhead"))
+        goal = f"{case['target']}: {'met' if case['met'] else 'not met'}"
+        out.append(f"| {case['case']} | {' | '.join(cells)} | {goal} |")
     return [*out, ""]
 
 
