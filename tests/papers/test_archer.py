@@ -9,8 +9,6 @@ from partita.core.errors import UserError
 from partita.core.registry import recipe as recipe_of
 from partita.lab import checkpoint
 from partita.lab.config import Config, Settings
-from partita.lab.run import read_rows
-from partita.lab.train import launch
 from partita.loops.on_policy import train
 from partita.loops.run import Run
 from partita.papers.agents.archer import ARCHER, RECIPES, HierarchicalCredit
@@ -19,6 +17,7 @@ from partita.parts.utterance_advantage import UtteranceAdvantage
 from partita.policies.language import Language
 from partita.tasks.language.probes import ProbeBandit, ProbeTurns
 from partita.tasks.worlds.twenty import Twenty
+from resuming import resumed_alike
 
 QUICK = {"updates": 4, "minibatch": 64, "critic_lr": 3e-3}
 
@@ -122,32 +121,9 @@ def test_saved_and_restored_it_is_as_far_in_its_warm_up(tmp_path):
 def test_a_run_stopped_and_resumed_is_the_run_that_was_never_stopped(name, tmp_path):
     recipe = RECIPES[name]
     credit = recipe.credit.but(updates=2, minibatch=16, capacity=30, warmup=1)
-    config = Config(
-        name, recipe.but(steps=4, batch_size=4, lr=1e-3, credit=credit), Twenty(level=1), Language(),
-        Settings(seed=2000, eval_size=0, save_every=1, threads=1),
-    )  # fmt: skip
-
-    class Stop:
-        def start(self, *args): ...
-        def end(self, *args): ...
-
-        def step(self, step, metrics, batch):
-            if step == 2:
-                raise KeyboardInterrupt
-
-    whole = launch(config, tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        launch(config, tmp_path / "stopped", watchers=(Stop(),))
-    resumed = launch(config, tmp_path / "stopped", resume=True)
-    kept = [
-        [(row["loss"], row["critic_q_loss"], row["replayed"]) for row in read_rows(tmp_path / d / "metrics.jsonl")]
-        for d in ("whole", "stopped")
-    ]
-    assert kept[0] == kept[1] and len(kept[0]) == 4
-    assert checkpoint.same(whole.policy.state_dict(), resumed.policy.state_dict())
-    held = [checkpoint.load(tmp_path / d / "checkpoints" / "step_00000004") for d in ("whole", "stopped")]
-    held[0]["run"].pop("seconds"), held[1]["run"].pop("seconds")
-    assert checkpoint.same(*held)
+    recipe = recipe.but(steps=4, batch_size=4, lr=1e-3, credit=credit)
+    rows = resumed_alike(Config(name, recipe, Twenty(level=1), Language(), Settings(seed=2000)), tmp_path)
+    assert all({"critic_q_loss", "replayed"} <= row.keys() for row in rows)
 
 
 def test_it_learns_one_token():

@@ -13,8 +13,6 @@ from partita.core.batch import Outputs
 from partita.core.errors import UserError
 from partita.core.registry import recipe as recipe_of
 from partita.lab.config import Config, Settings
-from partita.lab.run import read_rows
-from partita.lab.train import launch
 from partita.papers.reasoning.entropy_mechanism import ClipCov, KLCov, Law, covariance, entropy_change, fit
 from partita.parts.objective import Reinforce
 from partita.policies.actor_critic import ActorCritic
@@ -22,6 +20,7 @@ from partita.policies.language import Language
 from partita.tasks.control.probes import ProbeAction
 from partita.tasks.language.arithmetic import Arithmetic
 from partita.tasks.language.probes import ProbeBandit, ProbeCredit
+from resuming import resumed_alike
 
 LOGP, ADVANTAGE = [-1.0, -3.0, -2.0, -6.0], [2.0, -2.0, 1.0, -1.0]
 # Means -3 and 0: centred 2, 0, 1, -3 and 2, -2, 1, -1.
@@ -199,26 +198,7 @@ def test_a_run_stopped_and_resumed_draws_as_if_it_had_not_stopped(tmp_path):
     recipe = recipe_of("clip_cov").but(
         objective=ClipCov(share=0.3, low=-50.0, high=50.0), steps=4, batch_size=2, group_size=4, minibatches=2, lr=1e-3
     )
-    config = Config(
-        "clip_cov", recipe, Arithmetic(level=1), Language(), Settings(seed=2000, eval_size=0, save_every=1, threads=1)
-    )
-
-    class Stop:
-        def start(self, *args): ...
-        def end(self, *args): ...
-
-        def step(self, step, metrics, batch):
-            if step == 2:
-                raise KeyboardInterrupt
-
-    whole = launch(config, tmp_path / "whole")
-    with pytest.raises(KeyboardInterrupt):
-        launch(config, tmp_path / "stopped", watchers=(Stop(),))
-    resumed = launch(config, tmp_path / "stopped", resume=True)
-    ours, theirs = (r.policy.state_dict() for r in (whole, resumed))
-    assert all(torch.equal(ours[n], theirs[n]) for n in ours)
-    kept = [[row["loss"] for row in read_rows(tmp_path / d / "metrics.jsonl")] for d in ("whole", "stopped")]
-    assert kept[0] == kept[1] and len(kept[0]) == 4
+    resumed_alike(Config("clip_cov", recipe, Arithmetic(level=1), Language(), Settings(seed=2000)), tmp_path)
 
 
 def test_the_minibatch_is_judged_as_a_whole():

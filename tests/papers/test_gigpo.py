@@ -167,6 +167,7 @@ def test_a_world_gives_what_it_reads():
 class Lingering(World):
     """A lower-case letter ends the episode with 1, at whatever turn; all else leaves everything as it is."""
 
+    hosted: ClassVar[bool] = False
     max_turns: int = 6
     max_tokens: ClassVar[int] = 1
     stop: ClassVar[tuple[str, ...]] = ()

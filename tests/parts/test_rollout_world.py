@@ -9,44 +9,28 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+import troubled
 from partita.core.errors import UserError
+from partita.core.registry import part_class
 from partita.core.task import Problem
 from partita.estimators.anchors import text_key
+from partita.lab.config import Config, Settings
 from partita.loops.on_policy import train
 from partita.loops.run import Run
 from partita.papers.baselines.grpo import GRPO
 from partita.parts.rollout import Sample, conversation
 from partita.policies.language import Language, LanguagePolicy
 from partita.policies.tiny import character_tokenizer, tiny_config, tiny_model
-from partita.tasks.worlds.base import Episode, Reply, World
-
-LENGTHS = (1, 3, 5)  # turns after which an episode is over by itself; the world allows four
-
-
-class Count(Episode):
-    """Earns ten times the turn plus the length of the action; over after `most` turns; silent after the second."""
-
-    def __init__(self, most: int) -> None:
-        self.most, self.turn, self.state = most, 0, "start"
-
-    def act(self, action: str) -> Reply:
-        self.turn += 1
-        self.state = f"{self.turn % 2}"  # states repeat every second turn
-        done = self.turn == self.most
-        return Reply(
-            "" if done or self.turn == 2 else f"{self.turn}>", 10.0 * self.turn + len(action), done, score=float(done)
-        )
+from partita.tasks.worlds.base import Reply
+from resuming import resumed_alike
+from troubled import LENGTHS, Count, Troubled
 
 
 @dataclass(frozen=True)
-class Counting(World):
-    max_turns: int = 4
+class Counting(Troubled):
+    """Without trouble, in our process."""
 
-    def problems(self, n, generator):
-        return [Problem(f"p{LENGTHS[i % 3]}>", {"most": LENGTHS[i % 3]}) for i in range(n)]
-
-    def open(self, problem):
-        return Count(problem.data["most"])
+    hosted = False
 
 
 @pytest.fixture(scope="module")
@@ -195,3 +179,45 @@ def test_the_loop_leaves_broken_episodes_out_and_counts_them(sampled):
     train(recipe, policy, task, run)
     assert [m["failed"] for m in run.metrics] == [2.0, 2.0]
     assert [m["samples"] for m in run.metrics] == [4.0, 4.0]
+
+
+FILE = part_class("task", f"{troubled.__file__}:Troubled")  # as `--task troubled.py:Troubled` has it
+
+
+def test_a_hosted_world_gives_the_same_bits(sampled):
+    policy, _, batch = sampled
+    task = FILE(workers=2)
+    found = Sample(max_tokens=3).sample(policy, task, task.problems(3, None), 2, torch.Generator().manual_seed(0))
+    assert found.records == batch.records and found.failed is None
+    for name in ("mask", "reward", "logp", "state_key", "turn", "terminated", "truncated", "outcome"):
+        assert torch.equal(getattr(found, name), getattr(batch, name)), name
+
+
+@pytest.mark.parametrize(
+    ("trouble", "turn", "why"),
+    [
+        ("sleep", -1, "no answer within 1.5 s"), ("hang", 1, "no answer within 1.5 s"),
+        ("fail", -1, "RuntimeError: lost my keys"), ("fail", 1, "RuntimeError: lost my keys"),
+        ("exit", 0, "SystemExit: 3"), ("blow up", 1, "MemoryError"), ("die", 1, "its process died (signal 9)"),
+    ],
+)  # fmt: skip
+def test_trouble_in_a_users_world_costs_its_own_trajectory_and_the_run_goes_on(sampled, trouble, turn, why):
+    policy, _, batch = sampled
+    task = FILE(trouble=trouble, turn=turn, seconds=1.5, memory_mb=512, workers=2)
+    found = Sample(max_tokens=3).sample(policy, task, task.problems(3, None), 2, torch.Generator().manual_seed(0))
+    assert found.failed.tolist() == [False, False, True, True, False, False]
+    assert {r["why"] for r in found.records[2:4]} == {f"failed: {why}"}
+    assert [len(r["turns"]) for r in found.records] == [1, 1, max(turn, 0), max(turn, 0), 4, 4]
+    for row in (0, 1, 4, 5):
+        assert found.records[row] == batch.records[row]
+    run = Run(0)
+    recipe = GRPO.but(steps=2, batch_size=3, group_size=2, rollout=Sample(max_tokens=3), lr=1e-3)
+    train(recipe, copy.deepcopy(policy), task, run)
+    assert [(m["failed"], m["samples"]) for m in run.metrics] == [(2.0, 4.0)] * 2
+
+
+def test_a_run_in_a_troubled_world_resumes_to_the_same_bits(tmp_path):
+    recipe = GRPO.but(steps=4, batch_size=3, group_size=4, rollout=Sample(max_tokens=3), lr=1e-3)
+    task = FILE(trouble="die", turn=1, workers=2)
+    rows = resumed_alike(Config("grpo", recipe, task, Language(), Settings(seed=2000)), tmp_path)
+    assert all(row["failed"] == 4.0 for row in rows)

@@ -97,11 +97,11 @@ def play(endpoint: Endpoint, asked: Asked, progress: Callable[[int], None] = lam
     answered from the start, or every episode fails.
     """
     streams = Generators(asked.seed)
+    asked.task.met(None)
     problems = asked.task.problems(asked.size, streams["evaluation/problems"])
     start = time.monotonic()
-    client, hands = Client(endpoint), ThreadPoolExecutor(
-        endpoint.connections if getattr(asked.task, "slow", False) else 1, "world"
-    )  # fmt: skip
+    waits = any(getattr(asked.task, name, False) for name in ("slow", "hosted"))
+    client, hands = Client(endpoint), ThreadPoolExecutor(endpoint.connections if waits else 1, "world")
     try:
         player = _Player(client, asked, streams, hands)
         played = asyncio.run(player.all(problems, progress))
@@ -179,7 +179,7 @@ class _Player:
         )  # fmt: skip
 
     async def _episode(self, problem: Problem, ask: _Questions, game: _Game) -> None:
-        episode = await self._aside(self.task.open, problem)
+        episode = await self._aside(self.task.begin, problem)
         game.text = problem.prompt + episode.observation
         talk: list[Message] = [_message("system", self.manual), _message("user", game.text)]
         try:

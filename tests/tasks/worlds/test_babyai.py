@@ -168,7 +168,7 @@ def test_the_expert_succeeds_and_flawed_procedures_mostly_fail(level, turns):
         for k, problem in enumerate(problems):
             actions = world._script(problem, random.Random(k), flaw)
             assert len(actions) <= turns
-            episode = world._open(problem)
+            episode = world.open(problem)
             score += [episode.act(a) for a in actions][-1].score
         return score / len(problems)
 
@@ -190,7 +190,7 @@ def test_a_minigrid_level_has_no_expert():
 def test_a_problem_of_another_level_is_refused():
     problem = Babyai(id="BabyAI-GoToRedBallGrey-v0")._problem(3)
     with pytest.raises(UserError, match="begins otherwise"):
-        Babyai()._open(problem)
+        Babyai().open(problem)
 
 
 @needs_minigrid
@@ -205,7 +205,7 @@ def test_in_worker_processes_the_same_comes_out():
         assert (written.score, sum(written.rewards), written.done) == (1.0, 1.0, True)
         assert written.text.startswith(problem.prompt) and len(written.text) < 512
         assert world.demonstrate(problem, gen(), "random") == world.demonstrate(problem, gen(), "random")
-        episode = world._open(problem)
+        episode = world.open(problem)
         for action, state in zip(actions, written.states, strict=True):
             assert episode.state == state
             episode.act(action)

@@ -23,7 +23,7 @@ def world(trouble: str = "", **changes) -> TextEnvironment:
 
 
 def digit(problem) -> int:
-    return int(gymnasium.make("PartitaGuess-v0").unwrapped.reset(seed=problem.data["seed"])[1]["state"][0])
+    return int(gymnasium.make("guessing:PartitaGuess-v0").unwrapped.reset(seed=problem.data["seed"])[1]["state"][0])
 
 
 def test_an_episode_reads_steps_and_pays_as_the_environment_does():
@@ -47,11 +47,11 @@ def test_score_is_the_return_where_the_environment_names_no_success():
 def test_truncation_ends_the_episode_and_closes_the_environment():
     task = world()
     problem = next(p for p in task.problems(50, gen()) if digit(p) == 4)
-    episode = task.open(problem)
+    episode = task.begin(problem)
     replies = [episode.act("0\n") for _ in range(6)]
     assert [r.done for r in replies] == [False] * 4 + [True] * 2
     assert (replies[4].reward, replies[5].reward) == (-0.5, 0.0)
-    here = task._open(problem)
+    here = task.open(problem)
     for _ in range(5):
         here.act("0\n")
     assert here.env.unwrapped.closed
@@ -60,7 +60,7 @@ def test_truncation_ends_the_episode_and_closes_the_environment():
 def test_state_is_the_observation_where_the_environment_gives_none():
     task = world("stateless")
     problem = task.problems(1, gen())[0]
-    episode = task.open(problem)
+    episode = task.begin(problem)
     assert episode.state == problem.prompt.removesuffix(">")
 
 
@@ -132,7 +132,7 @@ def test_what_goes_wrong_on_the_way_names_environment_turn_and_action(trouble, w
 def test_a_reset_that_ignores_its_seed_is_found():
     task = world("seed")
     with pytest.raises(UserError, match="starts differently"):
-        task.open(task.problems(1, gen())[0])
+        task.begin(task.problems(1, gen())[0])
 
 
 def test_bad_settings_name_the_field():

@@ -69,7 +69,7 @@ def test_the_walkthrough_wins_and_what_is_shown_is_the_games_text(problem):
     assert re.search(r"\n-= .* =-\n", problem.prompt)
     assert re.search(r"\nYou can: .*look.*>$", problem.prompt)
     written = []
-    episode = SHORT._open(problem)
+    episode = SHORT.open(problem)
     actions = SHORT._script(problem, random.Random(0), None)
     assert 1 <= len(actions) <= SHORT.quest_length
     for action in actions:
@@ -87,7 +87,7 @@ def test_the_walkthrough_wins_and_what_is_shown_is_the_games_text(problem):
 
 @needs_textworld
 def test_inadmissible_commands_are_answered_by_the_game_and_are_not_valid(problem):
-    episode = SHORT._open(problem)
+    episode = SHORT.open(problem)
     before = episode.state
     reply = episode.act("fly to the moon\n")
     assert (reply.valid, reply.reward, reply.done) == (False, 0.0, False)
@@ -102,8 +102,8 @@ def test_inadmissible_commands_are_answered_by_the_game_and_are_not_valid(proble
 
 @needs_textworld
 def test_an_abbreviation_that_does_something_is_valid(problem):
-    way = next(c for c in SHORT._open(problem).commands if c.startswith("go "))
-    long, short = SHORT._open(problem), SHORT._open(problem)
+    way = next(c for c in SHORT.open(problem).commands if c.startswith("go "))
+    long, short = SHORT.open(problem), SHORT.open(problem)
     replies = long.act(way), short.act(way[3])
     assert replies[1].valid and short.state == long.state
     assert replies[0].observation == replies[1].observation
@@ -114,7 +114,7 @@ def test_an_abbreviation_that_does_something_is_valid(problem):
 @needs_textworld
 def test_states_are_equal_when_the_facts_are(problem):
     """There and back again, with looks on the way; and two games side by side do not meet."""
-    a, b = SHORT._open(problem), SHORT._open(problem)
+    a, b = SHORT.open(problem), SHORT.open(problem)
     way = next(c for c in a.commands if c.startswith("go "))
     start = a.state
     a.act(way)
@@ -124,7 +124,7 @@ def test_states_are_equal_when_the_facts_are(problem):
     a.act("look")
     a.act(back)
     assert a.state == b.state
-    other = SHORT._open(SHORT._problem(2))
+    other = SHORT.open(SHORT._problem(2))
     assert other.state != start
 
 
@@ -133,9 +133,9 @@ def test_without_the_list_only_the_games_text_is_shown(problem):
     world = SHORT.but(admissible=False)
     bare = world._problem(1)
     assert bare.prompt == problem.prompt.rpartition("\nYou can: ")[0] + "\n>"
-    assert world._open(bare).act("?").observation == "?\n>"
+    assert world.open(bare).act("?").observation == "?\n>"
     with pytest.raises(UserError, match="begins otherwise"):
-        SHORT._open(bare)
+        SHORT.open(bare)
 
 
 @needs_textworld
@@ -149,7 +149,7 @@ def test_games_are_numbered_and_flawed_procedures_fail(problem):
     def score(flaw, seed):
         actions = SHORT._script(problem, random.Random(seed), flaw)
         assert actions == SHORT._script(problem, random.Random(seed), flaw)
-        episode = SHORT._open(problem)
+        episode = SHORT.open(problem)
         return [episode.act(a) for a in actions][-1].score
 
     assert [score("skip", seed) for seed in range(3)] == [0.0] * 3
@@ -165,5 +165,5 @@ def test_in_worker_processes_the_same_comes_out(problem):
         assert world._problem(each.data["game"]) == each
         written = world.transcript(each, world.demonstrate(each, gen()))
         assert (written.score, written.done, sum(written.rewards)) == (1.0, True, 1.0)
-        assert written.states[0] == SHORT._open(each).state
+        assert written.states[0] == SHORT.open(each).state
     assert any(folder().iterdir())

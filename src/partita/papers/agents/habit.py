@@ -28,7 +28,7 @@ def lessons(world: Any, problems: Sequence[Problem], repeats: int, generator: to
     told = []
     for i, problem in enumerate(problems):
         flaw = None if i % 2 else LESSON_FLAWS[i // 2 % len(LESSON_FLAWS)]
-        episode, turns = world.open(problem), []
+        episode, turns = world.begin(problem), []
         for action in world.demonstrate(problem, generator, flaw):
             answers = action.startswith("ans")
             again = 0 if answers else int(torch.randint(repeats + 1, (), generator=generator))

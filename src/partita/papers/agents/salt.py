@@ -8,8 +8,9 @@ keeps its advantage, so that the credit lies where trajectories part. Nothing mo
 
     A(e) = mean(A_i over the steps that are edge e)
 
-As in the paper's abstract and summaries; its text and code were not at hand, so that how much of the history must agree
-before steps are shared is a field here (`look_back`), with no default of the paper's.
+As in the paper's abstract, and as Yao et al. (2026), arXiv:2609.28963, tell it in their appendix A.3: means over equal
+transitions (s, a, s'), with no word of what came before. That is `look_back` 0 where state and action fix what follows;
+whether the paper itself asks for a common history is not known here, and a longer `look_back` is for those who want it.
 """
 
 from __future__ import annotations

@@ -105,6 +105,7 @@ class ProbeTurns(World):
 
     max_turns: int = 2
 
+    hosted: ClassVar[bool] = False
     counts: ClassVar[tuple[str, ...]] = ()
     max_tokens: ClassVar[int] = 1
     stop: ClassVar[tuple[str, ...]] = ()

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from partita.core.errors import UserError, nearest
 from partita.core.task import Problem
-from partita.tasks.worlds import outside
+from partita.tasks.worlds import base
 from partita.tasks.worlds.base import MALFORMED, MARKER, Episode, Reply
 from partita.tasks.worlds.extras import needed
 from partita.tasks.worlds.outside import Outside, scripted
@@ -58,7 +58,7 @@ class Babyai(Outside):
         super().__post_init__()
         if not self.id.startswith(("BabyAI-", "MiniGrid-")):
             raise UserError(f"id: {self.id!r} is no BabyAI or MiniGrid level; choose one such as {Babyai.id}")
-        if outside.inside:
+        if base.inside:
             make(self.id).close()  # imports the package before any time limit runs
 
     def _hosts(self) -> Any:
@@ -71,7 +71,7 @@ class Babyai(Outside):
         episode.close()
         return Problem(episode.opening, {"seed": seed}, self.id)
 
-    def _open(self, problem: Problem) -> Errand:
+    def open(self, problem: Problem) -> Errand:
         """A new episode of the problem's seed."""
         episode = Errand(make(self.id), problem.data["seed"])
         if episode.opening != problem.prompt:
@@ -84,7 +84,7 @@ class Babyai(Outside):
 
     def _script(self, problem: Problem, dice: random.Random, flaw: str | None) -> list[str]:
         """The bot that comes with BabyAI (flaw None), or random: any action; forward: any of `l`, `r` and `f`."""
-        episode = self._open(problem)
+        episode = self.open(problem)
         if flaw is None:
             return scripted(self, episode, lambda: f"{episode.advice()}\n")
         return scripted(self, episode, lambda: f"{dice.choice(ACTIONS[:3] if flaw == 'forward' else ACTIONS)}\n")

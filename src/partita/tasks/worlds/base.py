@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from partita.core.errors import UserError, nearest
 from partita.core.part import Domain
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 MARKER = ">"  # ends every observation, and the prompt: the policy acts next
 MALFORMED = "?"  # begins the observation that follows an action which could not be read
+inside = False  # true in a worker process, where episodes are opened as they are
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,15 @@ class World(Task):
     A policy reads `problem.prompt + episode.observation`, writes an action that ends in a stop string, reads the
     reply's observation, and so on, until a reply is done or `max_turns` actions were taken (the caller counts).
 
-    slow: an action may take long (a process, a network), so that episodes are played side by side in threads.
-    patience: seconds that a batch of episodes waits for its slowest before the others act again.
+    hosted: its episodes live in `workers` processes of its own, because a process can be stopped and a thread cannot.
+    What raises there, takes longer than `seconds` (an episode opened, an action taken), goes beyond `memory_mb` of
+    address space (0: no limit) or kills its process costs the episode that did it; other episodes of that process are
+    played again from their actions, and one that then goes another way was not deterministic and is over. Such a world
+    is defined in a module or a file, and its settings and problems can be pickled. With `hosted = False` a world plays
+    in our process: faster, and no limit holds.
+
+    slow: an action may take long (a process, a network): a batch of episodes waits for its slowest for `patience`
+    seconds, then the others act again. Where it is not slow, everybody is waited for.
     """
 
     domain: ClassVar[Domain] = "language"
@@ -90,17 +98,37 @@ class World(Task):
     hard: ClassVar[int | None] = None  # a level outside `levels`
     flaws: ClassVar[tuple[str, ...]] = ("random",)  # flawed procedures that `demonstrate` knows
     counts: ClassVar[tuple[str, ...] | None] = None  # names of `Reply.parts` (None: not known before it is played)
+    hosted: ClassVar[bool] = True
     slow: ClassVar[bool] = False
     patience: ClassVar[float] = 1.0
     max_turns: int = 8
+    workers: int = 2
+    seconds: float = 10.0
+    memory_mb: int = 0
+
+    def met(self, policy: Any) -> Self:
+        """Itself. Raises UserError, before anything is written, on a world that no worker could play."""
+        if self.hosted:
+            from partita.tasks.worlds.hosts import hosts
+
+            hosts(self)
+        return self
 
     def problems(self, n: int, generator: torch.Generator) -> list[Problem]:
         """n problems; `Problem.prompt` is what the policy reads before its first action."""
         raise NotImplementedError
 
     def open(self, problem: Problem) -> Episode:
-        """A new episode of the problem, deterministic in it."""
+        """A new episode of the problem, deterministic in it, in whatever process this is called."""
         raise NotImplementedError
+
+    def begin(self, problem: Problem) -> Episode:
+        """A new episode of the problem where it belongs: in a worker process, if the world is `hosted`."""
+        if inside or not self.hosted:
+            return self.open(problem)
+        from partita.tasks.worlds.hosts import Proxy, hosts
+
+        return Proxy(hosts(self), problem)
 
     def demonstrate(self, problem: Problem, generator: torch.Generator, flaw: str | None = None) -> list[str]:
         """At most `max_turns` actions, each with its stop string: an expert's, or those of the procedure `flaw`.
@@ -116,7 +144,7 @@ class World(Task):
 
     def transcript(self, problem: Problem, actions: Iterable[str]) -> Transcript:
         """What the actions lead to, up to the end of the episode or `max_turns`; later actions are ignored."""
-        episode = self.open(problem)
+        episode = self.begin(problem)
         text = problem.prompt + episode.observation
         spans, rewards, states = [], [], []
         reply = Reply(episode.observation, 0.0, False)
@@ -141,3 +169,13 @@ class World(Task):
                 break
         episode.close()
         return actions
+
+
+def check_limits(world: World) -> None:
+    """Raise UserError where the limits of a hosted world are none."""
+    if world.workers < 1:
+        raise UserError(f"workers: expected 1 process or more, got {world.workers}")
+    if not 0 < world.seconds < float("inf"):
+        raise UserError(f"seconds: {world.seconds} is no time limit; choose a number above 0, such as 10")
+    if world.memory_mb < 0:
+        raise UserError(f"memory_mb: {world.memory_mb} is no memory limit; choose 0 for none, or 1024, say")

@@ -20,6 +20,7 @@ class Generated(World):
     `hard` is a level outside `levels` that is drawn only when asked for.
     """
 
+    hosted: ClassVar[bool] = False
     hard: ClassVar[int]
     level: int
 

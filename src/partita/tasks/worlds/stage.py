@@ -13,7 +13,7 @@ from partita.core.errors import UserError
 from partita.core.task import Problem
 from partita.tasks.worlds.base import Broken, Episode, Reply, World
 
-HANDS = 64  # episodes of a slow world that may be under way at a time
+HANDS = 64  # episodes that may be under way at a time
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Answer:
 
 
 class Stage:
-    """The episodes of some problems. Worlds that answer at once do so in turn; slow ones (`World.slow`) in threads.
+    """The episodes of some problems. Hosted and slow worlds answer in threads, others at once, in turn.
 
     `act` begins an action of episode i, `answers` gives those that have come in: (i, Answer). An episode that raises is
     over, and its answer says why; the others go on.
@@ -40,27 +40,29 @@ class Stage:
         self._episodes: list[Episode | None] = [None] * len(problems)
         self._inbox: queue.SimpleQueue[tuple[int, Answer]] = queue.SimpleQueue()
         self._pending = 0
-        self._hands = ThreadPoolExecutor(min(HANDS, max(len(problems), 1)), "world") if world.slow else None
+        threads = world.slow or world.hosted
+        self._hands = ThreadPoolExecutor(min(HANDS, max(len(problems), 1)), "world") if threads else None
         each = map if self._hands is None else self._hands.map
         self.openings: list[Answer] = list(each(self._open, range(len(problems)), problems))
 
     def _open(self, i: int, problem: Problem) -> Answer:
         try:
-            episode = self.world.open(problem)
+            episode = self.world.begin(problem)
             self._episodes[i] = episode
-            return Answer("", Reply(episode.observation, 0.0, False))
-        except Exception as error:
+            return Answer("", _sound(Reply(episode.observation, 0.0, False)))
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             return Answer("", Reply("", 0.0, True), told(error))
 
     def _act(self, i: int, action: str) -> Answer:
         episode = self._episodes[i]
         assert episode is not None
         try:
-            state, reply = episode.state, episode.act(action)
-            if not (math.isfinite(reply.reward) and math.isfinite(reply.score)):
-                raise Broken(f"reward {reply.reward} and score {reply.score} must be finite")
-            return Answer(state, reply)
-        except Exception as error:
+            return Answer(_text("state", episode.state), _sound(episode.act(action)))
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
             return Answer("", Reply("", 0.0, True), told(error))
 
     def act(self, i: int, action: str) -> None:
@@ -72,13 +74,14 @@ class Stage:
             self._hands.submit(lambda: self._inbox.put((i, self._act(i, action))))
 
     def answers(self) -> list[tuple[int, Answer]]:
-        """Answers that have come in, in the order of episodes: all of them within `World.patience` seconds, else those
-        that did; at least one, if any action is under way."""
+        """Answers that have come in, in the order of episodes: all of them, or where the world is slow those that came
+        within `World.patience` seconds; at least one, if any action is under way."""
         found: list[tuple[int, Answer]] = []
         end = time.monotonic() + self.world.patience
         while self._pending:
+            hurry = self.world.slow and found
             try:
-                found.append(self._inbox.get(timeout=max(end - time.monotonic(), 0.0) if found else None))
+                found.append(self._inbox.get(timeout=max(end - time.monotonic(), 0.0) if hurry else None))
             except queue.Empty:
                 break
             self._pending -= 1
@@ -96,7 +99,21 @@ class Stage:
                     continue
 
 
-def told(error: Exception) -> str:
+def _sound(reply: Reply) -> Reply:
+    """The reply. Raises Broken where a rollout could not use it."""
+    _text("observation", reply.observation)
+    if not (math.isfinite(reply.reward) and math.isfinite(reply.score)):
+        raise Broken(f"reward {reply.reward} and score {reply.score} must be finite")
+    return reply
+
+
+def _text(what: str, value: str) -> str:
+    if not isinstance(value, str):
+        raise Broken(f"its {what} is {type(value).__name__}, not text")
+    return value
+
+
+def told(error: BaseException) -> str:
     """An exception on one line."""
     if isinstance(error, (Broken, UserError)):
         return str(error)

@@ -50,7 +50,7 @@ class TextEnvironment(Outside):
         finally:
             env.close()
 
-    def _open(self, problem: Problem) -> Simulation:
+    def open(self, problem: Problem) -> Simulation:
         """A new copy of the environment, reset to the problem's seed."""
         env = make(self.id, self.kwargs)
         text, info = _reset(env, self.id, problem.data["seed"])
@@ -64,7 +64,7 @@ class TextEnvironment(Outside):
 
     def _script(self, problem: Problem, dice: random.Random, flaw: str | None) -> list[str]:
         """The environment's own expert (flaw None), or random: samples of its action space."""
-        episode = self._open(problem)
+        episode = self.open(problem)
         env = episode.env
         if flaw is None:
             expert = getattr(env.unwrapped, "expert", None)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from partita.core.errors import UserError
 from partita.core.task import Problem
-from partita.tasks.worlds import outside
+from partita.tasks.worlds import base
 from partita.tasks.worlds.base import MALFORMED, MARKER, Episode, Reply
 from partita.tasks.worlds.extras import needed
 from partita.tasks.worlds.outside import Outside, scripted
@@ -77,7 +77,7 @@ class Textworld(Outside):
                 f"max_turns: {self.max_turns} is too few, the quest takes {self.quest_length} commands; "
                 f"set {self.quest_length} or more"
             )
-        if outside.inside:
+        if base.inside:
             import textworld  # noqa: F401  (takes seconds: before any time limit runs)
 
     def _hosts(self) -> Any:
@@ -92,7 +92,7 @@ class Textworld(Outside):
         episode.close()
         return Problem(episode.opening, {"game": number}, f"quest{self.quest_length}")
 
-    def _open(self, problem: Problem) -> Game:
+    def open(self, problem: Problem) -> Game:
         """A new episode of the problem's game."""
         episode = self._start(problem.data["game"])
         if episode.opening != problem.prompt:
@@ -144,7 +144,7 @@ class Textworld(Outside):
 
     def _script(self, problem: Problem, dice: random.Random, flaw: str | None) -> list[str]:
         """The game's walkthrough (flaw None), or random: any admissible command; skip: leaves out one command of it."""
-        episode = self._open(problem)
+        episode = self.open(problem)
         if flaw == "random":
             return scripted(self, episode, lambda: f"{dice.choice(episode.commands)}\n")
         episode.close()
