@@ -1,0 +1,1 @@
+"""Preference: learning from comparisons, offline, iterated and online."""
