@@ -219,16 +219,23 @@ CLAIMS = (
         treatment="f_dpo_forward_kl", control="dpo", task="lab", metric="entropy a token", measure=diversity,
         dial=("responses", (("of the data", {}), ("its own, anew every five steps", _OWN))),
         settings=_SETTINGS, search=_TUNED,
+        analysis="0.58 against 0.28 nats a token. On the data's own responses it is the other way round, 0.84 against "
+        "1.01: there DPO itself raises the entropy, from 0.57 before training. The iterated setting was chosen after "
+        "that had been seen, on seeds 1000 to 1002.",
     ),
     Claim(
         statement="and it pays for that: its gold reward is lower than DPO's at the same beta",
         treatment="f_dpo_forward_kl", control="dpo", task="lab", metric="return", better="lower",
         settings={**_SETTINGS, **_OWN}, search=_TUNED,
+        analysis="On five seeds of eight DPO has 0.2 to 1.1 more gold, for about twice the nats from the start (54 to "
+        "163 against 44 to 82); on one it collapses, at 163 nats, to -1.3. Forward KL stays between 3.6 and 4.1.",
     ),
     Claim(
         statement="under Jensen-Shannon too, the policy stays more diverse than under DPO at the same beta",
         treatment="f_dpo", control="dpo", task="lab", metric="entropy a token", measure=diversity,
         settings={**_SETTINGS, **_OWN}, search=_TUNED,
+        analysis="0.36 against 0.28 nats a token, higher on seven seeds of eight; at 80 nats from the start its "
+        "constraint is hardly felt, its slope being at most log 2.",
     ),
     Identity(
         statement="under reverse KL, loss and gradient are DPO's",
