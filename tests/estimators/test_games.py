@@ -9,13 +9,17 @@ from hypothesis import strategies as st
 
 from partita.core.errors import UserError
 from partita.estimators.games import (
+    bradley_terry,
     exploitability,
+    geometric,
     kl,
     kl_optimal,
     kl_value,
     nash,
+    proximal,
     regularised_exploitability,
     regularised_nash,
+    self_play,
     win_rate,
 )  # fmt: skip
 from partita.tasks.preferences.games import MatrixGame, SoftmaxBandit
@@ -118,6 +122,103 @@ def test_a_transitive_game_with_a_bradley_terry_reward_ends_at_its_best_response
     close(rewards[0, 1] + rewards[1, 2], rewards[0, 2])
 
 
+def test_a_geometric_mixture_by_hand():
+    # sqrt(0.8 * 0.2) = 0.4 and sqrt(0.2 * 0.8) = 0.4; 0.8^(3/4) 0.2^(1/4) against the reverse is 4^(1/2) = 2 to 1
+    first, second = torch.tensor([[0.8, 0.2], [0.2, 0.8]], dtype=torch.float64).log()
+    close(geometric(first, second, 0.5).exp(), [0.5, 0.5])
+    close(geometric(first, second, 0.75).exp(), [2 / 3, 1 / 3])
+    close(geometric(first, second, 1.0), first)
+
+
+def test_a_proximal_step_by_hand():
+    # log odds: (tau * log 4 + (eta - tau) * log(1/4) + (r_1 - r_2)) / eta, eta = 2, tau = 0.5, r_1 - r_2 = 0.6
+    first, second = torch.tensor([[0.8, 0.2], [0.2, 0.8]], dtype=torch.float64).log()
+    z = proximal(torch.tensor([0.7, 0.1]), first, second, 0.5, 2.0)
+    close(z[0] - z[1], (0.5 * math.log(4) - 1.5 * math.log(4) + 0.6) / 2, 1e-7)
+    reward = torch.tensor([0.7, 0.1], dtype=torch.float64)
+    close(proximal(reward, first, second, 2.0, 2.0), kl_optimal(reward, first, 2.0))
+    close(proximal(reward, first, second, 0.0, 2.0), kl_optimal(reward, second, 2.0))
+
+
+@given(st.integers(2, 7), st.integers(0, 1000), st.floats(0.05, 2), st.floats(0, 1))
+@settings(max_examples=25, deadline=None, derandomize=True)
+def test_no_policy_is_better_than_the_proximal_step(actions, seed, eta, share):
+    reward, ref, now, other = (distribution(actions, seed + i) for i in range(4))
+    tau = share * eta
+
+    def value(z):
+        return z.exp() @ reward - tau * kl(z, ref) - (eta - tau) * kl(z, now)
+
+    best = proximal(reward, ref, now, tau, eta)
+    close(value(best) - value(other), eta * kl(other, best), 1e-9)
+
+
+def test_self_play_against_each_opponent_by_hand():
+    # Two steps of rock-paper-scissors of strength 0.4 from ref = (1/2, 1/4, 1/4): P - 1/2 is 0.2 times the cycle.
+    game = MatrixGame.rock_paper_scissors(0.4, log_ref=torch.tensor([0.5, 0.25, 0.25], dtype=torch.float64).log())
+    ref, tau, eta = game.ref, 0.1, 0.4
+
+    def step(now, opponent):
+        gain = 0.2 * torch.stack(
+            (opponent[2] - opponent[1], opponent[0] - opponent[2], opponent[1] - opponent[0])
+        )  # each beats the one before it
+        return torch.log_softmax((0.1 * ref + 0.3 * now + gain) / 0.4, 0)
+
+    now = ref
+    for n in (1, 2):
+        now = step(now, now.exp())
+        close(self_play(game.preference, ref, tau, eta, 2)[n], now)
+    now = ref
+    for n in (1, 2):
+        mixed = ref.exp() ** 0.25 * now.exp() ** 0.75
+        now = step(now, mixed / mixed.sum())
+        close(self_play(game.preference, ref, tau, eta, 2, "mixture")[n], now)
+    now, path = ref, self_play(game.preference, ref, tau, eta, 5, "half_step")
+    for n in (2, 4):
+        close(path[n - 1], now)
+        now = step(now, step(now, now.exp()).exp())
+        close(path[n], now)
+    close(path[5], path[4])
+
+
+def test_steps_may_change_their_length():
+    game = MatrixGame.random(4, 0)
+    path = self_play(game.preference, game.ref, 0.1, [0.5, 2.0], 2)
+    close(path[1], self_play(game.preference, game.ref, 0.1, 0.5, 1)[1])
+    close(path[2], proximal(game.preference @ path[1].exp(), game.ref, path[1], 0.1, 2.0))
+
+
+@pytest.mark.parametrize("opponent", ["itself", "half_step"])
+def test_self_play_ends_at_the_equilibrium_where_nash_md_stays_beside_it(opponent):
+    game = MatrixGame.random(5, 1, tau=0.2)
+    path = self_play(game.preference, game.ref, 0.2, 0.5, 200, opponent)
+    close(path[-1], game.equilibrium, 1e-10)
+    beside = self_play(game.preference, game.ref, 0.2, 0.5, 200, "mixture")
+    close(beside[-1], beside[-2], 1e-10)
+    assert kl(game.equilibrium, beside[-1]) > 1e-4
+
+
+@given(st.integers(2, 7), st.integers(0, 1000))
+@settings(max_examples=25, deadline=None, derandomize=True)
+def test_the_rewards_of_comparisons_explain_their_win_rates(actions, seed):
+    game, pi = MatrixGame.random(actions, seed).preference, distribution(actions, seed).mul(3).softmax(0)
+    r = bradley_terry(game, pi)
+    close((r[:, None] - r).sigmoid() @ pi, game @ pi, 1e-12)
+    close(pi @ r, 0.0, 1e-12)
+    close(bradley_terry(game, pi), bradley_terry(game, 2 * pi), 1e-12)
+
+    def loss(r):
+        return -(pi[:, None] * pi * game * torch.nn.functional.logsigmoid(r[:, None] - r)).sum()
+
+    assert loss(r) <= loss(r + 0.01 * distribution(actions, seed + 1))
+
+
+def test_bradley_terry_finds_the_rewards_behind_preferences_also_of_responses_never_given():
+    bandit = SoftmaxBandit.random(5, 0)
+    pi = torch.tensor([0.5, 0.3, 0.2, 0.0, 0.0], dtype=torch.float64)
+    close(bradley_terry(bandit.preference, pi), bandit.reward - pi @ bandit.reward, 1e-12)
+
+
 def test_bad_games_are_refused():
     with pytest.raises(ValueError, match=r"P \+ P\^T = 1"):
         nash(torch.tensor([[0.5, 0.8], [0.8, 0.5]]))
@@ -129,6 +230,16 @@ def test_bad_games_are_refused():
         kl_optimal(torch.zeros(2), torch.zeros(2), 0.0)
     with pytest.raises(ValueError, match="log_ref"):
         regularised_nash(TWO, torch.zeros(3), 1.0)
+    with pytest.raises(ValueError, match="eta"):
+        proximal(torch.zeros(2), torch.zeros(2), torch.zeros(2), 0.0, 0.0)
+    with pytest.raises(ValueError, match="tau"):
+        proximal(torch.zeros(2), torch.zeros(2), torch.zeros(2), 1.1, 1.0)
+    with pytest.raises(ValueError, match="weight"):
+        geometric(torch.zeros(2), torch.zeros(2), -0.1)
+    with pytest.raises(ValueError, match="opponent"):
+        self_play(TWO, torch.zeros(2), 0.1, 1.0, 2, "nobody")
+    with pytest.raises(ValueError, match="sure"):
+        bradley_terry(torch.tensor([[0.5, 1.0], [0.0, 0.5]]), torch.ones(2))
     for settings_, words in (
         (dict(preference=TWO, tau=-1.0), "tau"),
         (dict(preference=TWO, log_ref=torch.zeros(3)), "log_ref"),

@@ -6,12 +6,16 @@ A game is P (A, A): P_ij is the probability that response i is preferred to j, s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor
 
 from partita.core.checks import check_rank, check_shape
 
 TOLERANCE = 1e-12
+Opponent = Literal["itself", "mixture", "half_step"]
 
 
 def kl_optimal(reward: Tensor, log_ref: Tensor, beta: float) -> Tensor:
@@ -95,6 +99,94 @@ def regularised_nash(preference: Tensor, log_ref: Tensor, tau: float) -> Tensor:
     if not worst <= TOLERANCE:
         raise RuntimeError(f"tau: at {tau} the equilibrium is known to {worst:.1e} only, not to {TOLERANCE:.0e}")
     return z
+
+
+def geometric(log_first: Tensor, log_second: Tensor, weight: float) -> Tensor:
+    """log of the geometric mixture of two policies, first^weight second^(1 - weight) / Z, (..., A)."""
+    check_shape("log_second", log_second, log_first, "(..., A)")
+    if not 0 <= weight <= 1:
+        raise ValueError(f"weight: expected a number from 0 to 1, got {weight}")
+    return torch.log_softmax(weight * log_first.double() + (1 - weight) * log_second.double(), -1)
+
+
+def proximal(reward: Tensor, log_ref: Tensor, log_now: Tensor, tau: float, eta: float) -> Tensor:
+    """log of the policy that maximises E_pi[r] - tau KL(pi || ref) - (eta - tau) KL(pi || now), (..., A).
+
+        pi(y) = ref(y)^(tau / eta) now(y)^(1 - tau / eta) exp(r(y) / eta) / Z
+
+    A step of mirror descent of length 1 / eta from `now`, on E_pi[r] - tau KL(pi || ref). reward, log_ref, log_now:
+    (..., A). Raises ValueError unless 0 <= tau <= eta and eta > 0.
+    """
+    _check_above("eta", eta)
+    if not 0 <= tau <= eta:
+        raise ValueError(f"tau: expected a number from 0 to eta = {eta}, got {tau}")
+    return kl_optimal(reward, geometric(log_ref, log_now, tau / eta), eta)
+
+
+def self_play(
+    preference: Tensor, log_ref: Tensor, tau: float, eta: float | Sequence[float], queries: int,
+    opponent: Opponent = "itself",
+) -> Tensor:  # fmt: skip
+    """The policies of exact self-play in the regularised game, from the reference on: log-policies (queries + 1, A).
+
+        pi <- proximal(P q, ref, pi, tau, eta)
+
+    q is pi itself (mirror descent), the mixture ref^(tau / eta) pi^(1 - tau / eta) / Z (Nash-MD, Munos et al., 2023,
+    arXiv:2312.00886), or half a step ahead, proximal(P pi, ref, pi, tau, eta) (mirror prox). A query tells
+    the win rates P q of all responses against one policy; row n is the policy after n of them, so that with half steps
+    two rows at a time are equal. preference: (A, A); log_ref: (A,); eta: one number, or one for each step.
+    """
+    check_game(preference)
+    check_shape("log_ref", log_ref, (len(preference),), "(A,)")
+    if opponent not in get_args(Opponent):
+        raise ValueError(f"opponent: expected one of {', '.join(get_args(Opponent))}, got {opponent!r}")
+    game, ref = preference.double(), torch.log_softmax(log_ref.double(), -1)
+    cost = 2 if opponent == "half_step" else 1
+    now, out = ref, [ref]
+    for step in range(queries // cost):
+        length = eta if isinstance(eta, int | float) else eta[step]
+        other = now
+        if opponent == "mixture":
+            other = geometric(ref, now, tau / length)
+        elif opponent == "half_step":
+            other = proximal(game @ now.exp(), ref, now, tau, length)
+        following = proximal(game @ other.exp(), ref, now, tau, length)
+        out += [now] * (cost - 1) + [following]
+        now = following
+    return torch.stack(out + [now] * (queries % cost))
+
+
+def bradley_terry(preference: Tensor, policy: Tensor) -> Tensor:
+    """The rewards that explain comparisons among responses of a policy best, of mean 0 under it, (A,).
+
+        min_r  -sum_ij pi_i pi_j P_ij log s(r_i - r_j),    so that  sum_j pi_j s(r_i - r_j) = (P pi)_i  for all i
+
+    What maximum likelihood comes to on ever more comparisons of pi with itself; where pi is 0 the second form still
+    determines r. By Newton's method on that, steps halved until its residual shrinks. preference: (A, A); policy: (A,).
+    Raises ValueError where a preference is 0 or 1.
+    """
+    check_game(preference)
+    check_shape("policy", policy, (len(preference),), "(A,)")
+    game, pi = preference.double(), policy.double() / policy.sum()
+    if not bool(((game > 0) & (game < 1)).all()):
+        raise ValueError("preference: expected no sure preference: no finite rewards explain it")
+    wins, r = game @ pi, torch.zeros(len(pi), dtype=torch.float64)
+
+    def missing(r: Tensor) -> Tensor:
+        return wins - (r[:, None] - r).sigmoid() @ pi
+
+    for _ in range(100):
+        g = missing(r)
+        if float(g.abs().max()) < 1e-14:
+            break
+        chance = (r[:, None] - r).sigmoid()
+        slope = chance * (1 - chance) * pi
+        d = torch.linalg.solve(slope.sum(1).diag() - slope + pi, g)
+        size = 1.0
+        while size > 1e-6 and float(missing(r + size * d).abs().max()) >= float(g.abs().max()):
+            size /= 2
+        r = r + size * d
+    return r - pi @ r
 
 
 def nash(preference: Tensor) -> Tensor:
