@@ -10,7 +10,7 @@ from partita.loops.on_policy import OnPolicy, train
 from partita.loops.run import Run
 from partita.papers.baselines.grpo import GRPO
 from partita.papers.baselines.ppo import PPO
-from partita.parts.credit import GroupRelative, LeaveOneOut
+from partita.parts.credit import GreedyBaseline, GroupRelative, LeaveOneOut
 from partita.parts.reference import Frozen
 from partita.parts.regularisers import KL, ValueLoss
 from partita.parts.reward import SoftOverlong
@@ -118,6 +118,7 @@ def refused(recipe, task, message):
         (OnPolicy(reward=(SoftOverlong(),)), ProbeAction(), "reward: soft_overlong works in language"),
         (OnPolicy(rollout=Sample(temperature=0.5)), ProbeAction(), "rollout sample has no temperature"),
         (GRPO.but(batch_size=2, group_size=2, minibatches=5), ProbeAction(), "minibatches: 5 are more than the 4"),
+        (OnPolicy(credit=GreedyBaseline(), rollout=Segments()), ProbeAction(), "segments takes no greedy trajectories"),
         (OnPolicy(regularisers=(ValueLoss(),)), ProbeAction(), "value_loss .* credit monte_carlo has no critic"),
     ],
 )  # fmt: skip

@@ -202,6 +202,8 @@ class Segments(Rollout):
             return "rollout segments cuts the life of an environment; language tasks take --rollout sample"
         if recipe.group_size != 1:
             return "rollout segments has no groups; use --group-size 1, or --rollout sample"
+        if "greedy" in recipe.needs():
+            return "rollout segments takes no greedy trajectories; choose another --credit, or --rollout sample"
         return None
 
     def __call__(
