@@ -108,6 +108,9 @@ def test_in_games_that_go_round_it_needs_fewer_queries():
     assert queries_needed("control", 3, "nash_md", eta=0.2, **ask) == 1000  # it never arrives
     assert mine < queries_needed("control", 3, "mirror_descent", eta=0.5, **ask) < 1000
     assert queries_needed("control", 3, "nash_md", eta=None, **ask) > 4 * mine  # its own, shrinking steps
+    stated = [queries_needed(arm, 3, "nash_md", eta="stated", **ask) for arm in ("treatment", "control")]
+    assert stated[0] == queries_needed("treatment", 3, "nash_md", eta=0.53, **ask) > mine  # beta 0.03: 0.5 + 0.03
+    assert stated[1] == queries_needed("control", 3, "nash_md", eta=None, **ask)
 
 
 def test_a_sampled_step_is_the_policy_gradient_on_average():

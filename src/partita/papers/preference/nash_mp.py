@@ -31,7 +31,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -152,16 +152,18 @@ OPPONENTS = dict(zip(("mirror_descent", "nash_md", "nash_mp"), get_args(games.Op
 
 
 def queries_needed(
-    arm: str, seed: int, control: str, intransitive: float, eta: float | None, beta: float = 0.03, goal: float = 1e-6,
-    most: int = 4000,
+    arm: str, seed: int, control: str, intransitive: float, eta: float | Literal["stated"] | None, beta: float = 0.03,
+    goal: float = 1e-6, most: int = 4000,
 ) -> float:  # fmt: skip
     """Queries of preferences until KL(pi* || pi) is at most `goal` in a random game of ten responses, up to `most`.
 
-    eta: the inverse of the steps' length (`games.proximal`), None for the steps of Nash-MD's theorem, which shrink:
-    beta (t + 2) / 2 at step t.
+    eta: the inverse of the steps' length (`games.proximal`); None: beta (t + 2) / 2 at step t, as in Nash-MD's theorem;
+    "stated": that of each arm's own theorem, beta + 1/2 for Nash-MP.
     """
     game = MatrixGame.random(10, seed, intransitive, beta)
     opponent: Any = OPPONENTS["nash_mp" if arm == "treatment" else control]
+    if eta == "stated":
+        eta = beta + 0.5 if arm == "treatment" else None
     length = [beta * (t + 2) / 2 for t in range(most)] if eta is None else eta
     path = games.self_play(game.preference, game.ref, beta, length, most, opponent)
     near = (games.kl(game.equilibrium.expand_as(path), path) <= goal).nonzero()
@@ -231,17 +233,27 @@ _RACE: dict[str, Any] = dict(
     treatment="nash_mp", task="random games of ten responses", metric="queries until KL <= 1e-6", kind="ratio",
     better="lower", experiment=queries_needed,
     dial=("intransitivity", (("0", {"intransitive": 0.0}), ("1", {"intransitive": 1.0}))),
-    search={"eta": (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, None)},
 )  # fmt: skip
+_LENGTHS = {"eta": (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, None)}
 
 CLAIMS = (
     Claim(
         statement="comes to the regularised equilibrium in fewer queries than Nash-MD where preferences go round",
-        control="nash_md", settings={"control": "nash_md"}, **_RACE,
+        control="nash_md", settings={"control": "nash_md"}, search=_LENGTHS, **_RACE,
+        analysis="Tuned on two games, Nash-MP takes steps of length 1 / 0.1: they need 32 to 98 queries on seven "
+        "games, where Nash-MD needs 389 to 862, and go round for ever on the eighth (4000 stands for never): "
+        "what is tuned to the edge of stability on two games is beyond it on others.",
     ),
     Claim(
         statement="and in fewer than mirror descent against the policy itself",
-        control="mirror_descent", settings={"control": "mirror_descent"}, **_RACE,
+        control="mirror_descent", settings={"control": "mirror_descent"}, search=_LENGTHS, **_RACE,
+        analysis="As against Nash-MD: 32 to 98 queries for 103 to 249 on seven games, and never on the eighth, with "
+        "steps tuned on two others.",
+    ),
+    Claim(
+        statement="each with the steps of its own theorem, in fewer queries than Nash-MD",
+        control="nash_md", settings={"control": "nash_md", "eta": "stated"}, **_RACE,
+        analysis="Stated after the tuned race was seen.",
     ),
     Identity(
         statement="KL(pi* || pi_N) is never above (1 + 2 beta)^(-N/2) KL(pi* || ref), for 2 to 100 responses",
