@@ -21,6 +21,7 @@ from partita.loops.preference import (
 )
 from partita.loops.run import Generators, Run
 from partita.papers.baselines.grpo import GRPO
+from partita.papers.preference.hypo import Hybrid, OnlineKL
 from partita.parts.contrast import BradleyTerry, Direct, Kto, Likelihood, Orpo, Regression, SelfPlay, Simpo
 from partita.parts.objective import Reinforce
 from partita.parts.pairs import BestWorst, EveryPair, Labelled
@@ -178,8 +179,12 @@ def test_given_responses_end_as_the_task_says():
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"resample": Online(responses=3, every=3), "pairs": BestWorst(), "reference": Reset(every=2)}],
-    ids=["offline", "iterated"],
+    [
+        {},
+        {"resample": Online(responses=3, every=3), "pairs": BestWorst(), "reference": Reset(every=2)},
+        {"resample": Hybrid(responses=2), "regularisers": (OnlineKL(),)},
+    ],
+    ids=["offline", "iterated", "hybrid"],
 )
 def test_a_resumed_run_is_the_run_that_was_never_stopped(changes):
     task, part = Liked(), recipe(steps=8, **changes)
@@ -243,3 +248,15 @@ def test_pairs_of_the_data_are_taken_as_they_are():
     pairs, _ = gather(part, policy, Liked(), Generators(0), 1, Known())
     assert Labelled()(pairs, None, torch.Generator()) is pairs
     assert pairs.margin.tolist() == [2.0] * 6
+
+
+def test_what_the_policy_writes_itself_is_not_kept_in_the_table():
+    policy, known = fresh(), Known()
+    part = recipe(resample=Hybrid(responses=2), regularisers=(OnlineKL(),))
+    part.reference.start(policy)
+    pairs, _ = gather(part, policy, Liked(), Generators(0), 1, known)
+    assert len(known.table) == 12 and len(pairs.batch) == 24
+    torch.testing.assert_close(pairs.ref, reference_logp(part.reference, policy, pairs, None))
+    again = reference_logp(part.reference, policy, pairs, known)
+    torch.testing.assert_close(again, pairs.ref)
+    assert len(known.table) == 12

@@ -23,6 +23,7 @@ from partita.parts.contrast import Contrast, Direct
 from partita.parts.pairs import Compare, Labelled
 from partita.parts.reference import Frozen, Reference
 from partita.parts.resample import Offline, Resample
+from partita.parts.rollout import DEMONSTRATION
 from partita.parts.tether import Tether
 
 
@@ -137,17 +138,20 @@ class Known:
 
 
 def reference_logp(reference: Reference, policy: Any, pairs: Pairs, known: Known | None) -> Tensor:
-    """log ref(y | x) of every response, (B,); those that are known are not computed again."""
+    """log ref(y | x) of every response, (B,); those of the data that are known are not computed again."""
     batch = pairs.batch
     if known is None:
         return response_logp(reference.logp(policy, batch), batch.mask)
     keys = [_key(record) for record in batch.records or ()]
-    fresh = torch.tensor([key not in known.table for key in keys], device=batch.mask.device)
-    if bool(fresh.any()):
-        some = batch[fresh]
-        found = response_logp(reference.logp(policy, some), some.mask).tolist()
-        known.table |= dict(zip((k for k, f in zip(keys, fresh.tolist(), strict=True) if f), found, strict=True))
-    return torch.tensor([known.table[key] for key in keys], device=batch.mask.device)
+    given = batch.mask.new_ones(len(batch)) if batch.source is None else batch.source == DEMONSTRATION
+    asked = ~given | torch.tensor([key not in known.table for key in keys], device=batch.mask.device)
+    out = torch.tensor([known.table.get(key, 0.0) for key in keys], device=batch.mask.device)
+    if bool(asked.any()):
+        some = batch[asked]
+        out[asked] = response_logp(reference.logp(policy, some), some.mask)
+        kept = (asked & given).tolist()
+        known.table |= {k: v for k, v, keep in zip(keys, out.tolist(), kept, strict=True) if keep}
+    return out
 
 
 def _key(record: Any) -> int:

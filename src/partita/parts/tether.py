@@ -38,16 +38,17 @@ class Tether(Part):
 class Anchor(Tether):
     """The likelihood of the preferred responses, beside a loss on margins (Pang et al., 2024, arXiv:2404.19733).
 
-        loss = -weight * mean_t log pi(y_w,t | x, y_w,<t)
+        loss = -weight * mean_t log pi(y_w,t | x, y_w,<t)      or the sum over t, unless `mean`
 
     Keeps the better response from becoming less likely while the worse one does so faster.
     """
 
     weight: float = 1.0
+    mean: bool = True
 
     def __post_init__(self) -> None:
         check_least("regularisers.anchor.weight", self.weight)
 
     def __call__(self, out: Outputs, pairs: Pairs) -> Tensor:
-        mean = response_logp(out.logp, pairs.batch.mask, mean=True)
-        return -self.weight * mean[torch.where(pairs.prefer < 0.5, pairs.second, pairs.first)]
+        logp = response_logp(out.logp, pairs.batch.mask, self.mean)
+        return -self.weight * logp[torch.where(pairs.prefer < 0.5, pairs.second, pairs.first)]
