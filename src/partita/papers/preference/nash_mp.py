@@ -253,7 +253,8 @@ CLAIMS = (
     Claim(
         statement="each with the steps of its own theorem, in fewer queries than Nash-MD",
         control="nash_md", settings={"control": "nash_md", "eta": "stated"}, **_RACE,
-        analysis="Stated after the tuned race was seen.",
+        analysis="206 queries for 714. Where a reward is behind the preferences, 200 for 17: there the large "
+        "first steps of Nash-MD are right at once. Stated after the tuned race had been seen.",
     ),
     Identity(
         statement="KL(pi* || pi_N) is never above (1 + 2 beta)^(-N/2) KL(pi* || ref), for 2 to 100 responses",
