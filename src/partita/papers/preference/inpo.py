@@ -184,6 +184,8 @@ CLAIMS = (
         dial=("intransitivity", (("0", {"intransitive": 0.0}), ("1", {"intransitive": 1.0}))),
         search_treatment={"eta": (0.2, 0.5, 1.0, 2.0), "tau": (0.01, 0.03, 0.1)},
         search_control={"beta": (0.1, 0.3, 1.0, 3.0, 10.0, 30.0), "moving": (True, False)},
+        analysis="0.028 against 0.086 on the mean of eight games, each tuned on two others: DPO is best with steps so "
+        "short (beta 10) that fifty of them have not yet begun to go round.",
     ),
     Claim(
         statement="and learnt, it wins more often against its best reply where preferences go round",
@@ -193,6 +195,9 @@ CLAIMS = (
         dial=("intransitivity", (("0", {"task.intransitive": 0.0}), ("0.7", {"task.intransitive": 0.7}))),
         search_treatment={"lr": (5e-4, 1e-3), "objective.eta": (0.1, 0.3)},
         search_control={"lr": (5e-4, 1e-3), "objective.beta": (0.1, 1.0)},
+        analysis="0.51 against 0.46: on four seeds of eight iterated DPO meets an opponent that it wins only 0.39 to "
+        "0.46 of its games against, and INPO wins 0.08 to 0.16 more; on the others they are within 0.06. Without "
+        "intransitivity DPO wins 0.999 on three seeds and comes apart on two (0.59 and 0.37).",
     ),
     Identity(
         statement="the loss on pairs of the policy is least, in expectation, at the exact step of mirror descent",
