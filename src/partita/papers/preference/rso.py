@@ -52,6 +52,8 @@ SUREST = torch.finfo(torch.float64).eps  # how near to 0 and 1 the judge's proba
 class Initial(Resample):
     """`num_samples` responses of the policy as it was before training to every prompt of the data, sampled once.
 
+        y_1, ..., y_n ~ pi_sft(.|x),    n = num_samples
+
     A prompt is sampled for when it first comes up, by the weights from before the first step, and keeps its responses;
     each epoch visits the prompts in a new order. temperature, top_k: of sampling (the paper's; at 1 and 0 it is the
     policy itself, of which eq. 4 speaks); losses take log-probabilities at temperature 1 in any case. max_tokens: None
@@ -259,8 +261,8 @@ _ITSELF = {"resample.temperature": (1.0,), "resample.top_k": (0,)}  # of the pol
 _TILTED = {"lr": (3e-4, 1e-3), "resample.beta": (0.5, 2.0), **_ITSELF}
 _PLAIN = {"lr": (3e-4, 1e-3), "objective.beta": (0.05, 0.5)}
 _CHOSEN = (
-    "The setting was chosen on seeds 1000 to 1002 after others had been tried: with more data from random letters, with "
-    "additive gold, with flipped labels and with smaller proxies DPO was ahead or level."
+    "The setting was chosen on seeds 1000 to 1002 after others had been tried: with more data from random letters, "
+    "with additive gold, with flipped labels and with smaller proxies DPO was ahead or level."
 )
 _DIAL = (
     "whose responses the data hold",
