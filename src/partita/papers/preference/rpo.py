@@ -192,8 +192,8 @@ CLAIMS = (
         treatment="rpo", control="dpo", task="lab", metric="fall of gold", measure=fallen, better="lower",
         settings={**_SETTINGS, **_FEW, "lr": 1e-3}, search_treatment={"regularisers.anchor.weight": (0.02,)},
         search_control={"objective.beta": (0.1,)},
-        analysis="Stated after the tuned comparison had been seen, in which the learning rate that was found for DPO, a "
-        "tenth of this one, ends its training before gold falls.",
+        analysis="Stated after the tuned comparison had been seen, in which the learning rate that was found for DPO, "
+        "a tenth of this one, ends its training before gold falls.",
     ),
     Identity(
         statement="the minimiser of DPO's loss plus eta beta times the SFT loss leaves the maximin problem no gap",
