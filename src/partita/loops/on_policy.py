@@ -168,6 +168,8 @@ def gather(
     if len(kept) > 1:  # what one rollout gave stays whole, though it may be more than was asked for
         batch = batch[:wanted]
     metrics = {**recipe.rollout.metrics(everything), **recipe.credit.metrics()}
+    for part in recipe.reward:
+        metrics |= part.metrics()
     if failed:
         metrics["failed"] = float(failed)
     if recipe.group_size > 1:

@@ -29,6 +29,10 @@ class Reward(Part):
     def start(self, policy: Policy, task: Any, generator: torch.Generator) -> None:
         """Get ready, before the first step; randomness comes from `generator`, which checkpoints hold."""
 
+    def metrics(self) -> dict[str, float]:
+        """What a practitioner watches of it, as of the last batch."""
+        return {}
+
     def __call__(self, batch: Batch) -> Tensor:
         raise NotImplementedError
 
