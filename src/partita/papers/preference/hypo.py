@@ -245,12 +245,15 @@ CLAIMS = (
         )),
         settings=_SETTINGS, search_treatment={**_RATES, "regularisers.online_kl.weight": (0.003, 0.01)},
         search_control={"lr": (1e-4, 3e-4, 6e-4, 1e-3)},
+        analysis="With few data of narrow coverage 0.15 against 0.03; with plenty the price costs gold, 0.84 against "
+        "1.16. Steps are equal, not the work: fresh responses make a step of HyPO about 1.7 times as long.",
     ),
     Claim(
         statement="there, higher gold than DPO with beta and learning rate tuned for each",
         treatment="hypo", control="dpo", task="lab", metric="return", settings={**_SETTINGS, **_LITTLE},
         search={**_RATES, "objective.beta": (0.1, 0.5)},
         search_treatment={"regularisers.online_kl.weight": (0.003,)},
+        analysis="0.13 against 0.02, both with beta 0.5, fewer nats from the start (3.4 to 5.3, not 4.8 to 6.3).",
     ),
     Identity(
         statement="DPO's loss is the same at every probability of a response that the data leave out",
