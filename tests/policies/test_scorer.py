@@ -49,7 +49,10 @@ def test_many_are_scored_as_few_are(model):
 
 @pytest.mark.parametrize(
     ("folder", "message"),
-    [("nowhere", "holds no finished policy"), ("plain", "has no value_head.safetensors; give the folder of a run")],
+    [
+        ("nowhere", "nowhere has no value_head.safetensors"),
+        ("plain", "has no value_head.safetensors; give the folder of a run"),
+    ],
 )
 def test_what_is_no_reward_model_is_refused(tmp_path, folder, message):
     made(False).save(tmp_path / "plain")

@@ -12,6 +12,7 @@ from partita.core.batch import Batch
 from partita.core.errors import UserError
 from partita.estimators.masked import last_value
 from partita.policies.language import VALUE_HEAD, Language, LanguagePolicy
+from partita.policies.others import finished
 
 CHUNK = 64  # responses scored at once
 
@@ -29,9 +30,7 @@ class Scorer:
     @staticmethod
     def load(name: str, field: str, device: torch.device | str = "cpu", stop: Sequence[str] = ()) -> Scorer:
         """The reward model of a run's folder, or of the policy in it; UserError, naming `field`, where it has none."""
-        folder = next((f for f in (Path(name) / "policy", Path(name)) if (f / "tokenizer.json").is_file()), None)
-        if folder is None:
-            raise UserError(f"{field}: {name} holds no finished policy; give the folder of a run of reward_model")
+        folder = Path(finished(name, field))
         if not (folder / VALUE_HEAD).is_file():
             raise UserError(f"{field}: {folder} has no {VALUE_HEAD}; give the folder of a run of reward_model")
         policy = Language(model=str(folder)).build(None, True, torch.Generator())

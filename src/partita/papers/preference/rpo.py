@@ -180,7 +180,7 @@ CLAIMS = (
         )),
         settings=_SETTINGS, search_treatment={**_RATES, "regularisers.anchor.weight": (0.005, 0.02)},
         search_control={"lr": (1e-4, 3e-4, 6e-4, 1e-3)},
-        analysis="Neither falls, 0.07 and 0.05: tuned for gold at the end, DPO takes the lowest rate, 1e-4, which stops "
+        analysis="Neither falls, 0.07 and 0.05: tuned for gold at the end, DPO takes the lowest rate, which stops "
         "before it falls (at 6e-4 and 1e-3 it ends below where it began), where RPO can take 1e-3.",
     ),
     Claim(
