@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from partita.core.errors import UserError
 from partita.estimators.games import (
     bradley_terry,
+    chance,
     exploitability,
     geometric,
     kl,
@@ -250,3 +251,9 @@ def test_bad_games_are_refused():
             MatrixGame(**settings_)
     with pytest.raises(UserError, match="beta"):
         SoftmaxBandit(torch.zeros(2), beta=0.0)
+
+
+def test_the_chance_to_be_preferred():
+    gap = torch.tensor([-1.0, 0.0, 2.0], dtype=torch.float64)
+    close(chance(gap, 0.0), [0.0, 0.5, 1.0])
+    close(chance(gap, 2.0), [1 / (1 + math.exp(0.5)), 0.5, 1 / (1 + math.exp(-1.0))])

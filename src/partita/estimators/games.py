@@ -18,6 +18,11 @@ TOLERANCE = 1e-12
 Opponent = Literal["itself", "mixture", "half_step"]
 
 
+def chance(difference: Tensor, noise: float) -> Tensor:
+    """P(y beats y') = s(difference / noise), s the logistic function; at noise 0 the better wins, and equals toss."""
+    return (difference / noise).sigmoid() if noise else (1 + difference.sign()) / 2
+
+
 def kl_optimal(reward: Tensor, log_ref: Tensor, beta: float) -> Tensor:
     """log of the policy that maximises E_pi[r] - beta KL(pi || ref), (..., A).
 

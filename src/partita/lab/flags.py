@@ -82,8 +82,11 @@ def _default_task(recipe: Any) -> Any:
     language = grouped or any("control" not in part.domains for part in recipe.parts())
     if recipe.loop == "preference" or not language:
         return registry.part_class("task", "lab" if recipe.loop == "preference" else "cartpole")()
-    known = [registry.part_class("task", name)() for name in ("arithmetic", "lookup")]  # in one answer, or in turns
-    return next((t for t in known if all(part.refuses(recipe, t) is None for part in recipe.parts())), known[0])
+    for name in ("arithmetic", "lookup", "lab"):  # one answer, turns, comparisons
+        task = registry.part_class("task", name)()
+        if all(part.refuses(recipe, task) is None for part in recipe.parts()):
+            return task
+    return registry.part_class("task", "arithmetic")()
 
 
 def _choices(words: list[str], slots: Sequence[str], many: set[str]) -> dict[str, list[str]]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from partita.core.errors import UserError
 from partita.core.task import Outcome, Problem
+from partita.estimators.games import chance
 from partita.tasks.language.strings import ALPHABET
 from partita.tasks.preferences.base import Given, PreferenceTask
 from partita.tasks.preferences.gold import (
@@ -169,7 +170,7 @@ class Lab(PreferenceTask):
         if self.judge == "gold":
             return self.truth(problem, responses)
         value = self.proxy([problem.prompt] * len(responses), responses)
-        return _chance(value[:, None] - value[None], self.noise)
+        return chance(value[:, None] - value[None], self.noise)
 
     def truth(self, problem: Problem, responses: Sequence[str]) -> Tensor:
         """(n, n): the true probability that response i is preferred to response j, whoever judges."""
@@ -179,18 +180,13 @@ class Lab(PreferenceTask):
         """(groups, n, n): the same for the responses to several prompts, as many to each, group by group."""
         writing = read(prompts, responses)
         value = self.gold.of(writing).view(groups, -1)
-        found = _chance(value[:, :, None] - value[:, None], self.noise)
+        found = chance(value[:, :, None] - value[:, None], self.noise)
         if not self.intransitive:
             return found
         kind = weights(self.seed)["class"][writing.closing].view(groups, -1)
         turn = (kind[:, :, None] - kind[:, None]) % CLASSES
         cycle = torch.tensor([0.0, 1.0, -1.0], dtype=torch.float64)[turn]
-        return (1 - self.intransitive) * found + self.intransitive * _chance(cycle, self.noise)
-
-
-def _chance(difference: Tensor, noise: float) -> Tensor:
-    """The logistic function of difference / noise; at noise 0 the better one wins, and equals toss."""
-    return (difference / noise).sigmoid() if noise else (1 + difference.sign()) / 2
+        return (1 - self.intransitive) * found + self.intransitive * chance(cycle, self.noise)
 
 
 @functools.lru_cache(maxsize=64)
@@ -258,11 +254,11 @@ def _scribble(lengths: Sequence[int], generator: torch.Generator) -> str:
 def _won(lab: Lab) -> tuple[tuple[tuple[int, int], ...], ...]:
     """For each prompt of the data its comparisons, the winner first: labels drawn from the truth, some turned round."""
     data, n = lab._data(), lab.responses
-    chance = lab._truth([p for p, texts in data for _ in texts], [t for _, texts in data for t in texts], len(data))
+    chances = lab._truth([p for p, texts in data for _ in texts], [t for _, texts in data for t in texts], len(data))
     first, second = torch.triu_indices(n, n, 1)
     generator = torch.Generator().manual_seed(lab.data_seed + 2**62)
     draw = torch.rand(2, len(data), len(first), generator=generator, dtype=torch.float64)
-    wins = (draw[0] < chance[:, first, second]) ^ (draw[1] < lab.flips)
+    wins = (draw[0] < chances[:, first, second]) ^ (draw[1] < lab.flips)
     pairs = list(zip(first.tolist(), second.tolist(), strict=True))
     return tuple(
         tuple((i, j) if won else (j, i) for (i, j), won in zip(pairs, row, strict=True)) for row in wins.tolist()
