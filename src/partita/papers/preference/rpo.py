@@ -196,8 +196,9 @@ CLAIMS = (
         treatment="rpo", control="dpo", task="lab", metric="fall of gold", measure=fallen, better="lower",
         settings={**_SETTINGS, **_FEW, "lr": 1e-3}, search_treatment={"regularisers.anchor.weight": (0.02,)},
         search_control={"objective.beta": (0.1,)},
-        analysis="Stated after the tuned comparison had been seen, in which the learning rate that was found for DPO, "
-        "a tenth of this one, ends its training before gold falls.",
+        analysis="0.07 against 0.33. DPO goes five times as far from the start (22 to 33 nats against 5 to 6); on four "
+        "seeds of eight gold falls by 0.49 to 0.63, on two it ends above anything that RPO reaches. Stated after the "
+        "tuned comparison had been seen, in which DPO's learning rate, a tenth of this one, ends it before gold falls.",
     ),
     Identity(
         statement="the minimiser of DPO's loss plus eta beta times the SFT loss leaves the maximin problem no gap",
