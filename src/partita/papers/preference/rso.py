@@ -273,18 +273,24 @@ CLAIMS = (
     Claim(
         statement="a higher gold reward than DPO from the same comparisons, by way of a reward model fitted to them",
         treatment="rso", control="dpo", task="lab", metric="return", dial=_DIAL, settings=_SETTINGS,
-        search_treatment=_TILTED, search_control=_PLAIN, analysis=_CHOSEN,
+        search_treatment=_TILTED, search_control=_PLAIN,
+        analysis="1.52 against 0.60, higher on every seed; the judge, fitted to the data, thinks more of it still (2.1 "
+        "to 3.7). Where the data are the policy's own responses, unclear: 0.52 against 0.27. " + _CHOSEN,
     ),
     Claim(
         statement="with a hinge, a higher gold reward than SLiC from the same comparisons",
         treatment="rso_hinge", control="slic", task="lab", metric="return", dial=_DIAL, settings=_SETTINGS,
-        search_treatment=_TILTED, search_control=_PLAIN, analysis=_CHOSEN,
+        search_treatment=_TILTED, search_control=_PLAIN,
+        analysis="1.81 against 0.70, higher on every seed; 0.57 against -0.02, unclear, where data are the policy's "
+        "own responses. " + _CHOSEN,
     ),
     Claim(
         statement="what rejection sampling accepts teaches more than the first policy's samples as they come",
         treatment="rso", control="rso_sft", task="lab", metric="return",
         settings={**_SETTINGS, "task.source": "random"},
         search_treatment=_TILTED, search_control={**_PLAIN, **_ITSELF},
+        analysis="1.52 against 1.03, of which one seed, where the control overoptimises (96 nats, -1.1), makes most; "
+        "without it, 1.61 against 1.33. Most of what RSO gains on DPO here comes from pairs of the policy's own.",
     ),
     Identity(
         statement="theorem 1: accepted responses are drawn from the best policy, without replacement",
