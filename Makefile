@@ -27,7 +27,7 @@ PEERS := trl verl
 peers: $(READY)
 	$(BIN)/python benchmarks/environments.py $(PEERS)
 	for peer in $(PEERS); do \
-	  PYTHONPATH=src .bench/$$peer/bin/python -m pytest -q -o addopts= tests/peers/test_against_$$peer.py || exit 1; \
+	  PYTHONPATH=src .bench/$$peer/bin/python -m pytest -q -o addopts= tests/peers/test_*$$peer*.py || exit 1; \
 	done
 
 lint: $(READY)
@@ -51,6 +51,7 @@ docs: $(READY)
 bench: $(READY)
 	for measure in speed solve; do $(BIN)/python benchmarks/run.py cartpole --only $$measure || exit 1; done
 	for measure in short long; do $(BIN)/python benchmarks/run.py grpo --only $$measure || exit 1; done
+	$(BIN)/python benchmarks/run.py dpo
 	$(BIN)/python benchmarks/compare.py
 
 clean:

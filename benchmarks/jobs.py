@@ -70,6 +70,16 @@ def _grpo(size: str, *steps: str) -> Measure:
     return Measure(size, fields, (ours, theirs, small))
 
 
+def _dpo(size: str, reference: str, *steps: str) -> Measure:
+    args = (size, reference, "--model", "MODEL", *steps)
+    quick = ("--steps", "2")
+    ours = Side("partita", None, f"{OURS}.partita_dpo", args, quick)
+    theirs = Side("trl", "trl", f"{THEIRS}.trl_dpo", args, quick)
+    small = Side("trl-lean", "trl", f"{THEIRS}.trl_dpo", (*args, "--micro", "4"), quick)
+    fields = ("pairs_per_second", "median_step_seconds", "cpu_seconds", "peak_mb", "increase_mb")
+    return Measure(f"{size}-{reference}", fields, (ours, theirs, small) if reference == "known" else (ours, theirs))
+
+
 BENCHMARKS: dict[str, tuple[Measure, ...]] = {
     "cartpole": (
         Measure(
@@ -96,6 +106,11 @@ BENCHMARKS: dict[str, tuple[Measure, ...]] = {
         ),
     ),
     "grpo": (_grpo("short"), _grpo("long", "--warm", "1", "--steps", "4")),
+    "dpo": tuple(
+        _dpo(size, reference, "--steps", steps)
+        for size, steps in (("short", "10"), ("long", "4"))
+        for reference in ("known", "fresh")
+    ),
 }  # fmt: skip
 
 TARGETS: dict[str, tuple[Target, ...]] = {
@@ -116,6 +131,18 @@ TARGETS: dict[str, tuple[Target, ...]] = {
             Target(size, "increase_mb", "partita", "trl"),
             Target(size, "cpu_seconds", "partita", "trl"),
             Target(size, "peak_mb", "partita", "trl-lean"),
+        )
+    ),
+    "dpo": tuple(
+        target
+        for size in ("short", "long")
+        for reference in ("known", "fresh")
+        for target in (
+            Target(f"{size}-{reference}", "pairs_per_second", "partita", "trl", least=1.5),
+            Target(f"{size}-{reference}", "peak_mb", "partita", "trl", most=0.7),
+            Target(f"{size}-{reference}", "increase_mb", "partita", "trl"),
+            Target(f"{size}-{reference}", "cpu_seconds", "partita", "trl"),
+            *([Target(f"{size}-known", "peak_mb", "partita", "trl-lean")] if reference == "known" else []),
         )
     ),
 }

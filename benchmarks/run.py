@@ -2,6 +2,7 @@
 
     python benchmarks/run.py cartpole                # speed, and time until solved: Partita, SB3, rejax
     python benchmarks/run.py grpo --repeats 7        # tokens a second and memory: Partita, TRL
+    python benchmarks/run.py dpo                     # pairs a second and memory: Partita, TRL
     python benchmarks/run.py grpo --quick --out /tmp/try.json
 
 Makes the peers' environments if they are missing. Prints a table of medians with ratios, and writes every single
@@ -127,12 +128,12 @@ def show(name: str, measures: list[Measure], table: Table, ratios: list[Row]) ->
             for field in what.fields:
                 s = summary(table[what.name, side.name], field)
                 cells.append(f"{field} {number(s['median'])} ({number(s['min'])} to {number(s['max'])})")
-            print(f"  {what.name:6} {side.name:15} {'  '.join(cells)}")
+            print(f"  {what.name:11} {side.name:15} {'  '.join(cells)}")
     print("ours / theirs")
     for r in ratios:
         verdict = "" if r["met"] is None else f"target {r['target']}: {'met' if r['met'] else 'NOT met'}"
         pair = f"{r['ours']} / {r['theirs']}"
-        print(f"  {r['measure']:6} {r['field']:18} {pair:25} {number(r['ratio']):>7}  {verdict}")
+        print(f"  {r['measure']:11} {r['field']:18} {pair:25} {number(r['ratio']):>7}  {verdict}")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -140,7 +141,7 @@ def main(argv: list[str] | None = None) -> int:
     flags.add_argument("name", choices=list(BENCHMARKS))
     flags.add_argument("--repeats", type=int, default=5)
     flags.add_argument("--quick", action="store_true", help="a single short pass that only tries the harness")
-    flags.add_argument("--only", default=None, help="one measure: speed, solve, short or long")
+    flags.add_argument("--only", default=None, help="one measure, as speed, short or short-known")
     flags.add_argument("--out", type=Path, default=None)
     args = flags.parse_args(argv)
     repeats = 1 if args.quick else args.repeats
@@ -149,7 +150,7 @@ def main(argv: list[str] | None = None) -> int:
         flags.error(f"--only: {args.name} has {', '.join(m.name for m in BENCHMARKS[args.name])}; --repeats from 1")
     for name in sorted({s.environment for m in measures for s in m.sides if s.environment}):
         environments.make(name)
-    if args.name == "grpo":
+    if args.name in ("grpo", "dpo"):
         subprocess.run([sys.executable, "-m", "benchmarks.tiny_model", str(MODEL)], cwd=ROOT, check=True)
 
     table: Table = {}

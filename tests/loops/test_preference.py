@@ -220,7 +220,6 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(changes):
         ({"resample": Online()}, Liked(), "pairs labelled takes the comparisons of the data"),
         ({}, Liked(size=0), "gives no responses"),
         ({"minibatches": 7}, Liked(), "minibatches: 7"),
-        ({"objective": Kto(), "micro_batch": 4}, Liked(labels=True), "micro_batch"),
     ],
 )
 def test_what_cannot_work_is_refused(changes, task, words):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from partita.core.batch import Batch
 from partita.core.errors import NonFinite, UserError
 from partita.core.pairs import Pairs
 from partita.core.policy import Policy
@@ -104,7 +106,7 @@ def gather(
         pairs = pairs.only_compared()
     if "ref" in recipe.needs() and len(pairs.batch):
         ref = known if recipe.reference.still and not recipe.resample.samples else None
-        pairs = pairs.but(ref=reference_logp(recipe.reference, policy, pairs, ref))
+        pairs = pairs.but(ref=reference_logp(recipe.reference, policy, pairs, ref, recipe.micro_batch))
     return pairs, metrics | {"comparisons": float(len(pairs))}
 
 
@@ -137,21 +139,29 @@ class Known:
         self.table = dict(zip(state["keys"].tolist(), state["values"].tolist(), strict=True))
 
 
-def reference_logp(reference: Reference, policy: Any, pairs: Pairs, known: Known | None) -> Tensor:
-    """log ref(y | x) of every response, (B,); those of the data that are known are not computed again."""
+def reference_logp(
+    reference: Reference, policy: Any, pairs: Pairs, known: Known | None, size: int | None = None
+) -> Tensor:
+    """log ref(y | x) of every response, (B,), `size` at once; those of the data that are known are not asked again."""
     batch = pairs.batch
     if known is None:
-        return response_logp(reference.logp(policy, batch), batch.mask)
+        return by_pieces(partial(reference.logp, policy), batch, size)
     keys = [_key(record) for record in batch.records or ()]
     given = batch.mask.new_ones(len(batch)) if batch.source is None else batch.source == DEMONSTRATION
     asked = ~given | torch.tensor([key not in known.table for key in keys], device=batch.mask.device)
     out = torch.tensor([known.table.get(key, 0.0) for key in keys], device=batch.mask.device)
     if bool(asked.any()):
-        some = batch[asked]
-        out[asked] = response_logp(reference.logp(policy, some), some.mask)
+        out[asked] = by_pieces(partial(reference.logp, policy), batch[asked], size)
         kept = (asked & given).tolist()
         known.table |= {k: v for k, v, keep in zip(keys, out.tolist(), kept, strict=True) if keep}
     return out
+
+
+def by_pieces(logp: Callable[[Batch], Tensor], batch: Batch, size: int | None) -> Tensor:
+    """Log-probabilities of whole responses, (B,), `size` of them at once, without gradients."""
+    pieces = (batch[rows] for rows in torch.arange(len(batch), device=batch.mask.device).split(size or len(batch)))
+    with torch.no_grad():
+        return torch.cat([response_logp(logp(piece), piece.mask) for piece in pieces])
 
 
 def _key(record: Any) -> int:
@@ -167,7 +177,7 @@ def update(
         if not recipe.objective.count(minibatch):
             continue
         if "drift" in recipe.needs():
-            minibatch = minibatch.but(drift=mismatched(recipe.reference, policy, minibatch))
+            minibatch = minibatch.but(drift=mismatched(recipe.reference, policy, minibatch, recipe.micro_batch))
         seen: dict[str, Tensor] = {}
         for micro in micro_batches(minibatch, recipe.micro_batch):
             loss, notes = losses(recipe, policy, micro, minibatch)
@@ -238,17 +248,19 @@ def _notes(objective: Contrast, out: Any, pairs: Pairs, total: int) -> dict[str,
     return {name: value.sum() / total for name, value in notes.items()}
 
 
-def mismatched(reference: Reference, policy: Any, pairs: Pairs) -> Tensor:
-    """mean log(pi(y' | x) / ref(y' | x)), y' answering another prompt than x: each response with the next group's."""
+def mismatched(reference: Reference, policy: Any, pairs: Pairs, size: int | None = None) -> Tensor:
+    """mean log(pi(y' | x) / ref(y' | x)), y' answering another prompt than x: each response with the next group's.
+
+    size: responses at once.
+    """
     batch = pairs.batch
     names, group = batch.need("group").unique(return_inverse=True)
     rows = torch.arange(len(batch), device=group.device)
     first = rows.new_full((len(names),), len(batch)).scatter_reduce_(0, group, rows, "amin")
     order = first[(group + 1) % len(names)]
     other = batch.but(context={k: v[order] for k, v in batch.context.items()}, group=batch.need("group")[order])
-    with torch.no_grad():
-        now = response_logp(policy.evaluate(other).logp, other.mask)
-    return (now - response_logp(reference.logp(policy, other), other.mask)).mean()
+    now = by_pieces(lambda piece: policy.evaluate(piece).logp, other, size)
+    return (now - by_pieces(partial(reference.logp, policy), other, size)).mean()
 
 
 def diagnose(recipe: Preference, policy: Any, pairs: Pairs, step: int) -> NonFinite:

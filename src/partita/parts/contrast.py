@@ -169,7 +169,6 @@ class Kto(Contrast):
 
     needs = ("ref", "label", "drift")
     learns_from = ("compared", "labels")
-    whole = True
     beta: float = 0.1
     desirable: float = 1.0
     undesirable: float = 1.0
