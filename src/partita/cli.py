@@ -120,6 +120,11 @@ def evaluate(argv: list[str]) -> None:
     --samples N (64)    responses to each problem   --k 1,8,64   --temperature X (1)
     --size N (200)      problems                    --seed N     --json
 
+    --best-of 1,4,16    instead: the score of what a judge likes best among n responses, and KL = log n - (n - 1) / n
+    --judge RUN[,RUN]   reward models, or ensembles of them; part:proxy, a part of what the verifier says (its score)
+    --how H (wco)       what several models agree on: mean, wco (their least), uwo (mean - lambda var)
+    --uncertainty X (0.5)   lambda                  --samples N: to choose among (the largest n)
+
     --endpoint URL      instead: a model behind an OpenAI-compatible address (http://localhost:8000/v1) plays a world
     --model NAME        as the server names it      --world W    a world or language task, --task.level 2 its fields
     --chat | --completions                          messages (the default), or plain text as a base model reads it
@@ -128,6 +133,10 @@ def evaluate(argv: list[str]) -> None:
     --api-key-env VAR   holds the key (OPENAI_API_KEY)           --manual FILE: tells the model of the world
     --show N            episodes printed whole
     """
+    if any(word.partition("=")[0] == "--best-of" for word in argv):
+        from partita.lab.best_of import main as best_of
+
+        return best_of(argv)
     from partita.lab.passk import main as run
 
     run(argv)

@@ -12,10 +12,11 @@ from partita.cli import main
 from partita.core.errors import UserError
 from partita.core.registry import recipe
 from partita.core.task import Problem
+from partita.estimators.best_of import best_of
 from partita.lab.flags import parse
 from partita.tasks.preferences.gold import Gold, base_writing, read, samples, weights
 from partita.tasks.preferences.lab import Lab
-from partita.tasks.preferences.proxy import WIDEST, best_of, chosen, features, fit, logistic
+from partita.tasks.preferences.proxy import WIDEST, chosen, features, fit, logistic
 
 LETTERS = "abcdefghij"
 GOLDEN = [-0.3139688409465042, 0.16424497935202548]
@@ -264,22 +265,10 @@ def test_a_proxy_has_mean_zero_and_deviation_one_over_the_base_model():
     assert float(value.std()) == pytest.approx(1, abs=1e-9)
 
 
-def test_best_of_n_is_the_mean_over_all_sets():
-    g = torch.Generator().manual_seed(0)
-    gold, judge = torch.randn(2, 3, 6, generator=g, dtype=torch.float64)
-    for n in (1, 2, 4, 6):
-        sets = list(itertools.combinations(range(6), n))
-        picked = [(p, max(s, key=lambda i: float(judge[p, i]))) for p in range(3) for s in sets]
-        expected = [sum(float(x[p, i]) for p, i in picked) / len(picked) for x in (gold, judge)]
-        assert best_of(gold, judge, n) == pytest.approx(expected)
-    with pytest.raises(ValueError, match="n: expected 1 to 6"):
-        best_of(gold, judge, 7)
-
-
 def curve(lab: Lab, deep, judge: str):
     gold = lab.gold.of(deep).view(16, 256)
     judged = gold if judge == "gold" else lab.proxy.of(deep).view(16, 256)
-    return [best_of(gold, judged, n) for n in (1, 4, 16, 64, 256)]
+    return [tuple(float(best_of(x, judged, n).mean()) for x in (gold, judged)) for n in (1, 4, 16, 64, 256)]
 
 
 def test_a_small_proxy_is_overoptimised_and_a_wide_one_less(deep):

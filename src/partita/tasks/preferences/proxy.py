@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from partita.core.checks import check_rank, check_shape
+from partita.core.checks import check_rank
 from partita.tasks.preferences.gold import SYMBOLS, Writing, base_writing, read
 
 WIDEST = 4 + 2 * SYMBOLS + SYMBOLS**2
@@ -101,27 +101,3 @@ def logistic(difference: Tensor, ridge: float, tolerance: float = 1e-10) -> Tens
             size /= 2
         w = w - size * step
     return w
-
-
-def best_of(gold: Tensor, judge: Tensor, n: int) -> tuple[float, float]:
-    """Mean gold and mean judge reward of the response that the judge likes best among n of a prompt.
-
-        E[gold_(best of n)] = sum_i gold_(i) C(i - 1, n - 1) / C(N, n),   i: rank by the judge, 1 the worst
-
-    The exact mean over all sets of n of the N responses, over prompts. gold, judge: (P, N). Ties go to the later one.
-    """
-    check_rank("gold", gold, 2, "(P, N)")
-    check_shape("judge", judge, gold, "(P, N)")
-    total = gold.shape[1]
-    if not 1 <= n <= total:
-        raise ValueError(f"n: expected 1 to {total}, the responses of a prompt, got {n}")
-    rank = torch.arange(1, total + 1, dtype=torch.float64)
-
-    def log_choose(top: Tensor, k: int) -> Tensor:
-        return torch.lgamma(top + 1) - torch.lgamma(top - k + 1) - torch.lgamma(torch.tensor(k + 1.0).double())
-
-    possible = rank >= n
-    log_share = log_choose((rank - 1).clamp(min=n - 1), n - 1) - log_choose(torch.tensor(float(total)).double(), n)
-    share = torch.where(possible, log_share.exp(), 0.0)
-    order = judge.argsort(dim=1, stable=True)
-    return float((gold.double().gather(1, order) @ share).mean()), float((judge.double().sort(1)[0] @ share).mean())
