@@ -63,6 +63,8 @@ How = Literal["mean", "wco", "uwo"]
 class OwnOrder(Resample):
     """The responses of the data set to every member of an ensemble, in an order of its own that each epoch draws anew.
 
+        {prompt order_k[i], read by member k : the next batch_size i, k = 1 .. K}
+
     `batch_size` prompts for each member. For any other policy it is `offline`.
     """
 
