@@ -242,10 +242,14 @@ CLAIMS = (
         statement="learns more from the same samples than PPO on the sentence-level reward alone",
         dial=("what DPO has learnt", (("nothing", {"taught": 0}), ("60 steps", {"taught": 60}))),
         settings=_SETTINGS, **_ARMS,
+        analysis="2.45 against 2.48 at the highest rate, which both took: on seven seeds 2.94 against 2.72, "
+        "ahead on five of them; on the eighth the treatment collapses.",
     ),
     Claim(
         statement="and so it does where the reward is a sum over tokens",
         settings={**_SETTINGS, "reward": "additive"}, **_ARMS,
+        analysis="9.2 against 8.1, ahead on six seeds of eight, by up to 5.8, and behind by up to 3.3: gold that is a "
+        "sum over tokens has no limit but the length, and runs differ in when they find that out.",
     ),
     Claim(
         statement="and more than PPO on that reward that starts at DPO's policy",

@@ -187,6 +187,8 @@ CLAIMS = (
         statement="where preferences are noisy it comes to a higher return after as many comparisons",
         treatment="spo_minimax", control="spo_reward_model", task="crossroads", metric="return",
         dial=_NOISY, settings=_WALKS, search={"lr": (3e-4, 1e-3, 3e-3)},
+        analysis="0.43 against 0.39, ahead on five seeds of eight; the noise is logistic, the reward model's own "
+        "assumption. Both took the highest rate of the grid.",
     ),
     Claim(
         statement="where preferences of responses go round it wins more often against its best reply than by a reward "
@@ -197,6 +199,8 @@ CLAIMS = (
                   "eval_size": 256},
         search={"lr": (3e-4, 1e-3), "reward.kl_penalty.weight": (0.02, 0.1)},
         search_treatment={"task.judge": ("gold",)}, search_control={"task.judge": ("proxy",)},
+        analysis="0.40 against 0.13: the proxy, fitted to labels that no reward explains, asks for one class alone, "
+        "which another beats. The control is weak here by construction.",
     ),
     Identity(
         statement="in random games the average of self-play by multiplicative weights is exploited by at most "
