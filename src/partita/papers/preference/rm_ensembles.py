@@ -269,5 +269,8 @@ CLAIMS = (
         statement="trained for the worst case a policy ends with more gold than for one model, at equal KL coefficient",
         treatment="rm_ensembles_wco", control="reward_model", task="lab", metric="gold after training",
         experiment=gold_after_training, settings={"how": "wco", "flips": 0.25},
+        analysis="1.25 against 0.98, tuned for neither. One model is fooled on two seeds of eight (gold near 0 "
+        "where it says 4.4), the worst case on none; on three of the others the ensemble, which also holds the policy "
+        "nearer (23 to 56 nats against 33 to 78), ends with less gold.",
     ),
 )  # fmt: skip
