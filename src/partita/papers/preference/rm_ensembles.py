@@ -259,6 +259,11 @@ CLAIMS = (
         statement="the best of 128 for the worst case of five reward models has more gold than the best for one",
         treatment="rm_ensembles_wco", control="reward_model", task="lab", metric="gold of the best of 128",
         dial=_NOISY, experiment=gold_of_the_best, settings={"how": "wco"},
+        analysis="0.83 against 0.31, higher on every seed; with right labels 0.83 against 0.65. For one model gold "
+        "stops rising at the best of 16 (0.33) and falls a little, while that model goes on liking what "
+        "it chooses better; for the worst case it still rises at 128. Responses are sampled at "
+        "temperature 2, hotter than the data's, so that among many there are some of which the data say "
+        "little.",
     ),
     Claim(
         statement="and so has the best for their mean less half of their variance, with a quarter of the labels wrong",
