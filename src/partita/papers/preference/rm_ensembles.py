@@ -269,6 +269,7 @@ CLAIMS = (
         statement="and so has the best for their mean less half of their variance, with a quarter of the labels wrong",
         treatment="rm_ensembles_uwo", control="reward_model", task="lab", metric="gold of the best of 128",
         experiment=gold_of_the_best, settings={"how": "uwo"},
+        analysis="0.86 against 0.31, of the same models as the worst case.",
     ),
     Claim(
         statement="trained for the worst case a policy ends with more gold than for one model, at equal KL coefficient",
