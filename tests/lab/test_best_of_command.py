@@ -52,6 +52,8 @@ def test_an_ensemble_judges(capsys, tmp_path):
     assert "(2 models, uwo)" in text and len(text.splitlines()) == 4
     found = json.loads(said(capsys, *words, "--json"))
     assert (found["models"], found["how"]) == (2, "wco") and found["values"][1]["judge"] > found["values"][0]["judge"]
+    found = json.loads(said(capsys, *words, "--json", "--how", "mean"))
+    assert found["values"][0]["judge"] == pytest.approx(0, abs=1e-6)  # each model is put on one scale
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from partita.loops.run import Run
 from partita.papers.baselines.reward_model import RECIPES as REWARD_MODEL
 from partita.papers.preference.rm_ensembles import ENSEMBLE, Conservative, OwnOrder, agreed, spread_of
 from partita.parts.reward import KLPenalty
+from partita.parts.rollout import Sample
 from partita.policies.ensemble import Ensemble, EnsemblePolicy, members, scorers
 from partita.policies.language import Language, LanguagePolicy
 from partita.policies.tiny import character_tokenizer, tiny_config, tiny_model
@@ -127,6 +128,10 @@ def test_scores_are_put_on_one_scale_over_the_first_policys_responses(tmp_path):
     raw = torch.stack([one(batch) for one in part._held["judges"]])
     torch.testing.assert_close(part.scores(batch), (raw - part._held["shift"]) / part._held["scale"])
     assert part._held["shift"].shape == (3, 1) and len({round(float(s), 5) for s in part._held["shift"]}) == 3
+    g, task = torch.Generator().manual_seed(0), Liked()
+    first = part.scores(Sample().sample(judge(7), task, task.problems(64, g), 1, g))
+    torch.testing.assert_close(first.mean(1), torch.zeros(3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(first.std(1), torch.ones(3))
 
 
 def test_training_against_an_ensemble_raises_what_it_agrees_on(tmp_path):

@@ -50,17 +50,17 @@ def test_members_begin_alike_but_for_heads_of_their_own(base):
 
 
 def test_a_member_learns_from_its_own_responses_alone(base):
-    policy = drawn(base, members=3)
-    batch = policy.written(["x", "y", "z"], ["ab", "c", "abc"], torch.tensor([0, 1, 2]), ())
-    named = batch.but(context={**batch.context, "member": torch.tensor([2, 0, 2])})
-    out = policy.evaluate(named, entropy=True)
+    policy = drawn(base, members=4)
+    batch = policy.written(["x", "y", "z", "w"], ["ab", "c", "abc", "d"], torch.arange(4), ())
+    member = [1, 2, 0, 1]
+    out = policy.evaluate(batch.but(context={**batch.context, "member": torch.tensor(member)}), entropy=True)
     out.value.sum().backward()
-    moved = [judge.value_head.weight.grad is not None for judge in policy.judges]
-    assert moved == [True, False, True]
+    assert [judge.value_head.weight.grad is not None for judge in policy.judges] == [True, True, True, False]
     with torch.no_grad():
-        alone = policy.judges[0].evaluate(batch, entropy=True)
-    for name in ("logp", "entropy"):  # all have the same language model still
-        torch.testing.assert_close(getattr(out, name), getattr(alone, name))
+        each = [judge.evaluate(batch, entropy=True) for judge in policy.judges]
+    for name in ("logp", "entropy", "value"):
+        expected = torch.stack([getattr(each[k], name)[row] for row, k in enumerate(member)])
+        torch.testing.assert_close(getattr(out, name), expected)
 
 
 def test_adapters_of_their_own_over_one_base(base, tmp_path):
