@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from partita.lab.evaluate import evaluate, interval
+from partita.lab.progress import said
 from partita.lab.run import read_rows
 from partita.lab.train import train
 from partita.policies.actor_critic import ActorCritic
@@ -93,3 +94,5 @@ def test_drift_against_a_closed_form():
     found = evaluate(policy, task, 4000, seed=1, greedy=False, first=first)
     exact = 0.75 * math.log(0.75 / 0.5) + 0.25 * math.log(0.25 / 0.5)
     assert found.drift == pytest.approx(exact, abs=4 * 0.55 / math.sqrt(4000))
+    assert said(found) == f"sampled {found}, {found.drift:.2f} nats"
+    assert said(evaluate(policy, task, 8, seed=1)).startswith("greedy ")

@@ -23,8 +23,10 @@ def numbers(metrics: dict[str, float]) -> str:
 
 
 def said(evaluation: Any) -> str:
-    """An evaluation in words; all but the accuracy on given responses is of greedy ones."""
-    return str(evaluation) if evaluation.metric == "accuracy" else f"greedy {evaluation}"
+    """An evaluation in words; all but the accuracy on given responses is of greedy ones, or sampled with a drift."""
+    if evaluation.metric == "accuracy":
+        return str(evaluation)
+    return f"greedy {evaluation}" if evaluation.drift is None else f"sampled {evaluation}, {evaluation.drift:.2f} nats"
 
 
 def rate_of(metrics: dict[str, float]) -> str:

@@ -227,7 +227,9 @@ def charts(runs: Sequence[Record]) -> list[dict[str, Any]]:
     if any(found for _, found in points):
         names = sorted({str(e.get("metric")) for _, found in points for e in found})
         series = [_evaluated(i, runs[i], found) for i, found in points if found]
-        note = f"greedy, on fresh problems; mean {' or '.join(names)} and 95% interval"
+        drifts = {e.get("drift") is None for _, found in points for e in found}
+        how = "greedy or sampled" if len(drifts) > 1 else "greedy" if True in drifts else "sampled"
+        note = f"{how}, on fresh problems; mean {' or '.join(names)} and 95% interval"
         out.append({"key": "evaluation", "title": "Evaluation", "note": note, "series": series})
     for key, name, note in WATCHED:
         if key == "return" and _same_as_success(runs):

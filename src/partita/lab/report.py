@@ -66,7 +66,7 @@ def _subtitle(sections: Sequence[Section]) -> str:
     if len(runs) == 1:
         return f"Run {runs[0].name}, {_state(runs[0])}."
     tasks = [section.runs[0].task for section in sections]
-    return f"On {', '.join(dict.fromkeys(tasks))}. Evaluations are greedy, on fresh problems, with 95% intervals."
+    return f"On {', '.join(dict.fromkeys(tasks))}. Evaluations are on fresh problems, with 95% intervals."
 
 
 def _section(section: Section, index: int, several: bool) -> Markup:

@@ -96,7 +96,9 @@ class OwnOrder(Resample):
 def agreed(scores: Tensor, how: How, uncertainty: float) -> Tensor:
     """What K reward models agree on, (...), of what each says, (K, ...) (eq. 3 to 5).
 
-    mean_k R_k      min_k R_k      mean_k R_k - uncertainty * mean_k (R_k - mean_j R_j)^2
+        mean_k R_k      min_k R_k      mean_k R_k - uncertainty * mean_k (R_k - mean_j R_j)^2
+
+    for mean, wco and uwo.
     """
     if how == "wco":
         return scores.amin(0)
