@@ -192,6 +192,7 @@ class NoWorse(Target):
 
 FIELDS = ("updates_per_second", "share", "cpu_seconds", "matmul_gflops", "peak_mb")
 REPEATS = {"sac": 7, "offline": 7, "sac-curves": 8}
+OURS_AS = ("partita", "partita-bf16")
 BRIEFLY = ("--seconds", "1")
 
 
@@ -204,6 +205,7 @@ def _sac(name: str, threads: int) -> Measure:
     args = ("--threads", str(threads))
     sides = (
         _side("partita", None, "partita_sac", *args),
+        _side("partita-bf16", None, "partita_sac", *args, "--dtype", "bfloat16"),
         _side("sb3", "sb3", "sb3_sac", *args),
         _side("sbx", "sbx", "sbx_sac", *args),
         _side("sbx-64", "sbx", "sbx_sac", *args, "--each", "64"),
@@ -216,7 +218,11 @@ def _sac(name: str, threads: int) -> Measure:
 
 def _offline(algorithm: str, name: str, threads: int) -> Measure:
     args = (algorithm, "--threads", str(threads))
-    sides = (_side("partita", None, "partita_offline", *args), _side("d3rlpy", "d3rlpy", "d3rlpy_offline", *args))
+    sides = (
+        _side("partita", None, "partita_offline", *args),
+        _side("partita-bf16", None, "partita_offline", *args, "--dtype", "bfloat16"),
+        _side("d3rlpy", "d3rlpy", "d3rlpy_offline", *args),
+    )
     return Measure(f"{algorithm}-{name}", FIELDS, sides)
 
 
@@ -224,6 +230,7 @@ def _curves(name: str) -> Measure:
     quick = ("--steps", "600", "--every", "200")
     sides = (
         _side("partita", None, "partita_curves", name, quick=quick),
+        _side("partita-bf16", None, "partita_curves", name, "--dtype", "bfloat16", quick=quick),
         _side("sb3", "sb3", "sb3_curves", name, quick=quick),
     )
     return Measure(name, ("area", "last", "seconds", "peak_mb"), sides)
@@ -239,8 +246,9 @@ BENCHMARKS = {
 
 TARGETS: dict[str, tuple[Target, ...]] = {
     "sac": tuple(
-        Target(name, "updates_per_second", "partita", peer, least=least)
+        Target(name, "updates_per_second", ours, peer, least=least)
         for name in THREADS
+        for ours in OURS_AS
         for peer, least in (
             ("sb3", 2.0),
             ("cleanrl-style", 2.0),
@@ -252,7 +260,13 @@ TARGETS: dict[str, tuple[Target, ...]] = {
     )
     + tuple(Target("one-thread", "cpu_seconds", "partita", peer) for peer in ("sb3", "sbx", "sbx-64")),
     "offline": tuple(
-        Target(measure.name, "updates_per_second", "partita", "d3rlpy", least=2.0) for measure in BENCHMARKS["offline"]
+        Target(measure.name, "updates_per_second", ours, "d3rlpy", least=2.0)
+        for measure in BENCHMARKS["offline"]
+        for ours in OURS_AS
     ),
-    "sac-curves": tuple(NoWorse(name, "area", "partita", "sb3") for name in CURVES),
+    "sac-curves": tuple(
+        NoWorse(name, "area", ours, theirs)
+        for name in CURVES
+        for ours, theirs in (("partita", "sb3"), ("partita-bf16", "sb3"), ("partita-bf16", "partita"))
+    ),
 }

@@ -49,6 +49,7 @@ def main() -> None:
     flags.add_argument("--steps", type=int, default=None)
     flags.add_argument("--every", type=int, default=None)
     flags.add_argument("--seed", type=int, default=0)
+    flags.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     args = flags.parse_args()
     limit(args.threads)
     what = CURVES[args.curve]
@@ -65,7 +66,7 @@ def main() -> None:
     )
     task = Gym(id=what.environment)
     run = Evaluations(args.seed, task, what.episodes)
-    settings = recipe.equip(FeedForward(hidden=(HIDDEN, HIDDEN)), task)
+    settings = recipe.equip(FeedForward(hidden=(HIDDEN, HIDDEN), dtype=args.dtype), task)
     run.policy = settings.build(task, False, run.generators["init"])
     start = time.perf_counter()
     train(recipe, run.policy, task, run)
@@ -78,7 +79,7 @@ def main() -> None:
         what=args.curve,
         seed=args.seed,
         threads=args.threads,
-        settings=str(what),
+        settings=f"{what}, {args.dtype}",
         area=what.score(run.curve),
         last=run.curve[-1],
         curve=run.curve,

@@ -71,13 +71,14 @@ def main(*algorithms: str) -> None:
     flags.add_argument("--threads", type=int, default=1)
     flags.add_argument("--seconds", type=float, default=10.0)
     flags.add_argument("--seed", type=int, default=0)
+    flags.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     args = flags.parse_args()
     keep_memory()  # as the command line does for control
     limit(args.threads)
     name = getattr(args, "algorithm", algorithms[0])
     recipe = registry.recipe(name).but(batch_size=BATCH, lr=RATE, updates=BLOCK, steps=1_000_000, normalise=False)
     task, run = logged(args.seed), Clock(args.seed, Meter(name, args.seconds))
-    settings = recipe.equip(FeedForward(hidden=(HIDDEN, HIDDEN)), task)
+    settings = recipe.equip(FeedForward(hidden=(HIDDEN, HIDDEN), dtype=args.dtype), task)
     train(recipe, settings.build(task, False, run.generators["init"]), task, run)
     report(
         "partita",
@@ -85,7 +86,7 @@ def main(*algorithms: str) -> None:
         what=name,
         seed=args.seed,
         threads=args.threads,
-        settings=f"defaults, {BLOCK} updates a step of the loop",
+        settings=f"defaults, {BLOCK} updates a step of the loop, {args.dtype}",
         **run.meter.rates(),
     )
 

@@ -75,3 +75,12 @@ def test_sizes_and_modes():
     for head in (Squashed(), Gaussian(), Deterministic()):
         assert head.mode(h)[0, 0].item() == pytest.approx(math.tanh(0.2))
     assert Deterministic().draw(h, torch.zeros(1, 2))[1] is None and Deterministic().logp(h, h) is None
+
+
+def test_gradients_of_a_squashed_draw_are_those_of_finite_differences():
+    g = torch.Generator().manual_seed(0)
+    h = torch.randn(4, 6, dtype=torch.float64, generator=g, requires_grad=True)
+    noise = torch.randn(4, 3, dtype=torch.float64, generator=g)
+    assert torch.autograd.gradcheck(lambda h: Squashed().draw(h, noise), (h,))
+    assert torch.autograd.gradcheck(lambda h: Squashed().draw(h, noise)[1], (h,))
+    assert torch.autograd.gradcheck(lambda h: Squashed().draw(h, noise)[0], (h,))

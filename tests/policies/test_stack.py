@@ -42,3 +42,41 @@ def test_weights_are_within_their_bounds_and_differ_between_members():
     stack = Stack(2, [16, 64, 1], "relu", torch.Generator().manual_seed(0), last=0.1)
     assert 0.2 < stack.weights[0].abs().max() <= 0.25 and stack.weights[1].abs().max() <= 0.1 / 8
     assert not torch.equal(stack.weights[0][0], stack.weights[0][1])
+
+
+@pytest.mark.parametrize("rounded", [False, True])
+@pytest.mark.parametrize("outputs", [1, 3])
+@pytest.mark.parametrize("members", [1, 2])
+def test_the_fast_way_has_the_gradients_of_the_plain_one(members, outputs, rounded):
+    g = torch.Generator().manual_seed(0)
+    stack = Stack(members, [5, 128, 96, outputs], "relu", g, rounded=rounded)
+    stack, dtype = (stack, torch.float32) if rounded else (stack.double(), torch.float64)
+    x = torch.randn(7, 5, dtype=dtype, generator=g).requires_grad_()
+    wanted = [x, *stack.parameters()]
+    slope = torch.randn(members, 7, outputs, dtype=dtype, generator=g)
+    fast, plain = (torch.autograd.grad(stack(x, twice), wanted, slope) for twice in (False, True))
+    for a, b in zip(fast, plain, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+@pytest.mark.parametrize("members", [1, 2])
+def test_rounded_products_are_those_of_rounded_factors(members, activation, outputs):
+    stack = Stack(members, [5, 128, 96, outputs], activation, torch.Generator().manual_seed(0), rounded=True)
+    x, act = torch.randn(7, 5, generator=torch.Generator().manual_seed(1)), ACTIVATIONS[activation]
+    for k in range(members):
+        h = act(x @ stack.weights[0][k] + stack.biases[0][k])
+        z = (h.bfloat16() @ stack.weights[1][k].bfloat16()).float() + stack.biases[1][k]
+        wanted = act(z) @ stack.weights[2][k] + stack.biases[2][k]
+        torch.testing.assert_close(stack(x)[k], wanted)
+    exact = Stack(members, [5, 128, 96, outputs], activation, torch.Generator().manual_seed(0))
+    assert 0 < (stack(x) - exact(x)).abs().max() < 0.02
+    with torch.no_grad():
+        torch.testing.assert_close(stack(x), stack(x.clone()))
+
+
+def test_a_stack_of_one_hidden_layer_has_nothing_to_round():
+    stack, exact = (Stack(2, [4, 8, 2], "relu", torch.Generator().manual_seed(0), rounded=r) for r in (True, False))
+    x = torch.randn(3, 4)
+    assert torch.equal(stack(x), exact(x))

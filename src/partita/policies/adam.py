@@ -8,13 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from torch.optim.adamw import adamw
 
 
 class Adam:
     """Adam with decoupled weight decay (fused) and gradient-norm clipping.
 
-    Calls torch's functional AdamW with lists of its own: `torch.optim.AdamW` imports the compiler when it is made,
+    Calls the kernel of torch's AdamW with lists of its own: `torch.optim.AdamW` imports the compiler when it is made,
     about a second, and gathers its state anew at every step. rate: the learning rate of the next step.
     """
 
@@ -69,20 +68,21 @@ class Adam:
                     "exp_avg_sq": torch.zeros_like(parameter),
                 }
         moments = [self.moments[name] for name, _ in held]
-        adamw(
+        steps = [m["step"] for m in moments]
+        torch._foreach_add_(steps, 1)
+        torch._fused_adamw_(
             [p for _, p in held],
-            [gradient.contiguous() for gradient in gradients],  # the fused kernel reads memory in order
+            [gradient.contiguous() for gradient in gradients],  # the kernel reads memory in order
             [m["exp_avg"] for m in moments],
             [m["exp_avg_sq"] for m in moments],
             [],
-            [m["step"] for m in moments],
-            fused=True,
-            amsgrad=False,
+            steps,
+            lr=self.rate,
             beta1=self.betas[0],
             beta2=self.betas[1],
-            lr=self.rate,
             weight_decay=self.weight_decay,
             eps=self.eps,
+            amsgrad=False,
             maximize=False,
         )
 

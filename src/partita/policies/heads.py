@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -71,20 +71,46 @@ class Squashed(_Real):
 
     def draw(self, h: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         mean, log_std = h.chunk(2, -1)
-        log_std = log_std.clamp(self.low, self.high)
-        u = torch.addcmul(mean, log_std.exp(), noise)
-        return u.tanh(), self._density(noise, log_std, u)
+        return _Squash.apply(mean, log_std.clamp(self.low, self.high), noise)
 
     def logp(self, h: Tensor, action: Tensor) -> Tensor:
         mean, log_std = h.chunk(2, -1)
         log_std = log_std.clamp(self.low, self.high)
         u = action.clamp(-EDGE, EDGE).atanh()
-        return self._density((u - mean) * (-log_std).exp(), log_std, u)
+        return squashed_density((u - mean) * (-log_std).exp(), log_std, u)
 
-    def _density(self, z: Tensor, log_std: Tensor, u: Tensor) -> Tensor:
-        # log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2 u)), which does not round to log 0
-        terms = z.square() * -0.5 - log_std + 2 * (u + softplus(-2 * u))
-        return terms.sum(-1) - z.shape[-1] * (0.5 * LOG_2PI + 2 * math.log(2))
+
+def squashed_density(z: Tensor, log_std: Tensor, u: Tensor) -> Tensor:
+    """log pi of tanh(u), u = m + s z."""
+    # log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2 u)), which does not round to log 0
+    terms = z.square() * -0.5 - log_std + 2 * (u + softplus(-2 * u))
+    return terms.sum(-1) - z.shape[-1] * (0.5 * LOG_2PI + 2 * math.log(2))
+
+
+class _Squash(torch.autograd.Function):
+    """A draw through tanh and its log-probability, one node of the graph where there would be some fourteen.
+
+        a = tanh(u),  u = m + s z,    dL/du = dL/da (1 - a^2) + 2 a dL/dlogp
+        dL/dm = dL/du,    dL/dlog s = dL/du s z - dL/dlogp
+
+    mean, log_std, noise (..., A) -> a (..., A), logp (...).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        step = log_std.exp().mul_(noise)
+        u = mean + step
+        action = u.tanh()
+        ctx.save_for_backward(action, step)
+        return action, squashed_density(noise, log_std, u)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        action, step = ctx.saved_tensors
+        of_action, of_logp = grads[0], grads[1][..., None]
+        of_u = torch.addcmul(of_action, action, 2 * of_logp - of_action * action)
+        return of_u, torch.addcmul(-of_logp, of_u, step), None
 
 
 class Gaussian(_Real):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from partita.core.spaces import Box, Space
-from partita.policies.heads import EDGE, HEADS, Squashed
+from partita.policies.heads import EDGE, HEADS, Squashed, squashed_density
 
 
 class Mixture(Squashed):
@@ -92,7 +92,7 @@ class Mixture(Squashed):
         """log sum_k w_k pi_k(tanh(u)), (...), for u (..., A)."""
         mean, log_std = self._apart(h).chunk(2, -1)
         log_std, u = log_std.clamp(self.low, self.high), u[..., None, :]
-        return (self.gate(h) + self._density((u - mean) * (-log_std).exp(), log_std, u)).logsumexp(-1)
+        return (self.gate(h) + squashed_density((u - mean) * (-log_std).exp(), log_std, u)).logsumexp(-1)
 
     def _apart(self, h: Tensor) -> Tensor:
         """Mean and log-deviation of every expert, (..., K, 2 A)."""
