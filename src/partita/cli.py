@@ -17,6 +17,7 @@ HELP = """partita: policy optimisation, in parts
 
   partita train RECIPE [--task T] [--SLOT PART] [--FIELD VALUE] ...   train a policy by recipe
   partita train --config FILE | --resume DIR                          again, or on from where it stopped
+  partita solve RECIPE            a known problem exactly: value_iteration, policy_iteration, ...; --task T
   partita play DIR                evaluate a trained policy; --gif FILE or --mp4 FILE to watch it
   partita evaluate DIR_OR_MODEL   pass@k, cot_pass@k or success on a task, with intervals; --task T --metric M
   partita evaluate --endpoint URL a served model plays a world; --model NAME --world W
@@ -96,6 +97,20 @@ def train(argv: list[str]) -> None:
     --out DIR --seed N --steps N --lr X --until X --eval-every N --smoke --quiet
     """
     from partita.lab.session import train as run
+
+    run(argv)
+
+
+def solve(argv: list[str]) -> None:
+    """partita solve RECIPE [flags]: the answer to a known problem, computed; `partita solve RECIPE --help` lists all.
+
+    --task T            the problem; --task.FIELD VALUE its fields. FILE.json: a finite process
+    --solver PART       another solver; --solver.FIELD VALUE
+    --discount X        of a finite process, then without end     --seed N (0)
+    --sweeps N --every N                                          at most as many; sweeps between entries of curves
+    --out FILE.json     numbers, curves and tables                --json: the same, printed
+    """
+    from partita.lab.solve import main as run
 
     run(argv)
 
@@ -304,7 +319,7 @@ def engine(argv: list[str]) -> Any:
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    "train": train, "compare": compare, "claim": claim, "tune": tune, "record": record, "data": data,
+    "train": train, "solve": solve, "compare": compare, "claim": claim, "tune": tune, "record": record, "data": data,
     "doctor": doctor,
     "play": play, "evaluate": evaluate, "report": report, "papers": papers, "show": show, "diff": diff,
     "parts": parts,

@@ -33,11 +33,11 @@ def parse(argv: Sequence[str]) -> tuple[Config, dict[str, Any]]:
     config = _base(words)
     recipe = config.recipe
     many = set(recipe.many)
-    choices = _choices(words, (*recipe.slots, "task", "policy"), many)
+    choices = choose(words, (*recipe.slots, "task", "policy"), many)
     if "task" in choices:
-        config = replace(config, task=_task(choices["task"][0], config.task, recipe.loop))
+        config = replace(config, task=task_named(choices["task"][0], config.task, recipe.loop))
     if "policy" in choices:
-        config = replace(config, policy=_part("policy", choices["policy"][0], config.policy))
+        config = replace(config, policy=part_named("policy", choices["policy"][0], config.policy))
     elif config.task.domain not in config.policy.domains:
         config = replace(config, policy=default_policy(config.task, recipe))
     for slot in recipe.slots:
@@ -47,9 +47,9 @@ def parse(argv: Sequence[str]) -> tuple[Config, dict[str, Any]]:
         if slot in many:
             mine = {p.part_name(): p for p in held}
             names = [n for n in choices[slot] if n != "none"]
-            recipe = recipe.but(**{slot: tuple(_part(slot, n, mine.get(n)) for n in names)})
+            recipe = recipe.but(**{slot: tuple(part_named(slot, n, mine.get(n)) for n in names)})
         else:
-            recipe = recipe.but(**{slot: _part(slot, choices[slot][0], held)})
+            recipe = recipe.but(**{slot: part_named(slot, choices[slot][0], held)})
     settle: Any = recipe
     return _numbers(words, replace(config, recipe=settle.settle(config.task)))
 
@@ -68,6 +68,8 @@ def _base(words: list[str]) -> Config:
     if words and not words[0].startswith("-"):
         name = words.pop(0)
         recipe = registry.recipe(name)
+        if recipe.loop == "exact":
+            raise UserError(f"recipe {name}: nothing is learnt there; use partita solve {name}")
         if path is not None:
             raise UserError(f"recipe {name} and --config {path}: give one of them")
         task = _default_task(recipe)
@@ -95,7 +97,7 @@ def _default_task(recipe: Any) -> Any:
     return registry.part_class("task", names[0])()
 
 
-def _choices(words: list[str], slots: Sequence[str], many: set[str]) -> dict[str, list[str]]:
+def choose(words: list[str], slots: Sequence[str], many: set[str]) -> dict[str, list[str]]:
     """Remove `--SLOT NAME ...` from the words; the names by slot."""
     out: dict[str, list[str]] = {}
     for slot in slots:
@@ -108,7 +110,8 @@ def _choices(words: list[str], slots: Sequence[str], many: set[str]) -> dict[str
     return out
 
 
-def _part(slot: str, name: str, held: Part | None) -> Any:
+def part_named(slot: str, name: str, held: Part | None) -> Any:
+    """The part of that name with its defaults, or the one that is held where it is of the same kind."""
     cls = registry.part_class(slot, name)
     return held if type(held) is cls else _make(cls, f"--{slot} {name}")
 
@@ -125,7 +128,7 @@ def _make(cls: Any, what: str, **settings: Any) -> Any:
     return cls(**settings)
 
 
-def _task(name: str, held: Any, loop: str) -> Any:
+def task_named(name: str, held: Any, loop: str) -> Any:
     """A task by name; `gym:ID` is a Gymnasium environment, a path to .jsonl a dataset, or comparisons where a loop
     learns from these; a folder, or a file of episodes, logged data."""
     if name.startswith("gym:"):
@@ -135,7 +138,7 @@ def _task(name: str, held: Any, loop: str) -> Any:
         return _make(registry.part_class("task", kind), f"--task {name}", path=name)
     if name not in registry.index()["parts"]["task"] and _logged(Path(name)):
         return _make(registry.part_class("task", "offline"), f"--task {name}", data=name)
-    return _part("task", name, held)
+    return part_named("task", name, held)
 
 
 def _logged(path: Path) -> bool:
@@ -182,8 +185,8 @@ def _numbers(words: list[str], config: Config) -> tuple[Config, dict[str, Any]]:
         table += [(f.name, own[f.name], field(default=getattr(values, f.name))) for f in fields(group_type)]
     flags: Any = dataclasses.make_dataclass("train", table, frozen=True)
     flags.__doc__ = _help(config)
-    _known(words, set(_names(flags)), config)
-    found = _tyro(flags, words, f"partita train {config.name}")
+    known(words, flags, {*recipe.slots, "task", "policy", "model", "env", "config", "resume"})
+    found = read(flags, words, f"partita train {config.name}")
     slots = {}
     for slot in recipe.slots:
         if not hasattr(found, slot):
@@ -218,20 +221,21 @@ def _names(cls: Any, prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{f.name}"
 
 
-def _known(words: list[str], names: set[str], config: Config) -> None:
-    """Refuse flags that do not exist, with the nearest that do."""
+def known(words: list[str], flags: Any, chosen: set[str]) -> None:
+    """Refuse flags that a dataclass has no field for, with the nearest that exist, `chosen` among them."""
+    names = set(_names(flags))
     for word in words:
         if not word.startswith("--") or word in ("--help",):
             continue
         flag = word[2:].partition("=")[0].replace("-", "_")
         plain = re.sub(r"(^|\.)no_", r"\1", flag)
         if flag not in names and plain not in names:
-            options = names | {*config.recipe.slots, "task", "policy", "model", "env", "config", "resume"}
-            close = nearest(flag, {n.replace("_", "-") for n in options})
+            close = nearest(flag, {n.replace("_", "-") for n in names | chosen})
             raise UserError(f"--{word[2:].partition('=')[0]}: no such flag; {close}")
 
 
-def _tyro(flags: Any, words: list[str], program: str) -> Any:
+def read(flags: Any, words: list[str], program: str) -> Any:
+    """Fill a dataclass from words, by tyro; UserError in one line where they cannot be read."""
     import tyro
 
     if "--help" in words or "-h" in words:

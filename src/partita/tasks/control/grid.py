@@ -14,6 +14,7 @@ from partita.core.spaces import Discrete, Space
 from partita.tasks.control._checks import check_between, check_finite, check_positive, refuse
 from partita.tasks.control._draws import uniform
 from partita.tasks.control.base import Native
+from partita.tasks.finite.mdp import FiniteMDP, assembled
 
 MAPS = {
     "corridor": "S.......G",
@@ -186,6 +187,28 @@ class Gridworld(Native):
             after = (1.0 - self.slip) * after + self.slip * after.mean(1, keepdim=True)
             value = after.max(1).values
         return value
+
+    @functools.cached_property
+    def process(self) -> FiniteMDP:
+        """The gridworld as a finite process of `max_steps` decisions; its last state is where episodes end."""
+        tables, end = self.tables, self.tables.following.shape[0]
+        arrays = (x.tolist() for x in (tables.following, tables.goal, tables.terminal))
+        following, goal, terminal = arrays
+        outcomes = [(end, action, end, 1.0, 0.0) for action in range(4)]
+        for state in range(end):
+            for action in range(4):
+                for tried in range(4):
+                    chance = self.slip / 4 + (1 - self.slip) * (tried == action)
+                    paid = self.goal_reward if goal[state][tried] else self.pit_reward
+                    over = terminal[state][tried]
+                    after = end if over else following[state][tried]
+                    outcomes.append((state, action, after, chance, self.step_reward + (paid if over else 0.0)))
+        start = torch.zeros(end + 1, dtype=torch.float64)
+        start[tables.starts] = 1 / len(tables.starts)
+        return assembled(
+            outcomes, end + 1, 4, start.tolist(), discount=1.0, horizon=self.max_steps,
+            actions=("up", "right", "down", "left"),
+        )  # fmt: skip
 
     def optimal_return(self, discount: float = 1.0) -> float:
         """Best expected return within `max_steps`, averaged over the starts."""

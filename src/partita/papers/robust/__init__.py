@@ -1,0 +1,1 @@
+"""Robustness: what holds when the world, or what is seen of it, is not as expected."""

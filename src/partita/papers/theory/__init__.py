@@ -1,0 +1,1 @@
+"""Theory: exact algorithms whose numbers are checked against their theorems."""

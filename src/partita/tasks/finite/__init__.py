@@ -1,0 +1,1 @@
+"""Problems whose right answer can be computed: finite decision processes, bandits, diffusions."""
