@@ -59,7 +59,7 @@ def test_changes_apply_in_order():
         ({"credit": "gae2"}, "no such part"),
         ({"credit.epsilon": 1}, "credit.epsilon: group_relative has no such setting"),
         ({"regularisers.entropy.weight": 1}, "regularisers.entropy: not among its parts"),
-        ({"steps": 0}, "steps: expected at least 1"),
+        ({"steps": 0}, "steps: expected 1 or more"),
         ({"task": "cart"}, "no such part"),
     ],
 )  # fmt: skip

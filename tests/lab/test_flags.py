@@ -66,7 +66,7 @@ def test_environments_datasets_and_their_policies(tmp_path):
     assert config("grpo", "--task", "cartpole").policy.part_name() == "actor_critic"
 
 
-@pytest.mark.parametrize("name", sorted(index()["recipes"]))
+@pytest.mark.parametrize("name", sorted(n for n, e in index()["recipes"].items() if e["loop"] != "exact"))
 @pytest.mark.parametrize("task", ["cartpole", "arithmetic"])
 def test_every_recipe_survives_its_own_configuration(name, task, tmp_path):
     found = config(name, "--task", task, "--seed", "3", "--lr", "0.01")

@@ -136,7 +136,7 @@ def test_two_turns_are_learnt():
 def test_tasks_without_turns_and_bad_settings_are_refused():
     with pytest.raises(UserError, match="select drop_void judges the turns of a world, and task probe_bandit has none"):
         learn("simpletir", ProbeBandit(), steps=1)
-    with pytest.raises(UserError, match=r"select\.rounds: expected at least 1, got 0"):
+    with pytest.raises(UserError, match=r"select\.rounds: expected 1 or more, got 0"):
         DropVoid(rounds=0)
     assert part_class("select", "simpletir") is DropVoid
 

@@ -16,5 +16,5 @@ def test_groups_without_a_difference_are_dropped():
     assert DropDegenerate()(batch).tolist() == [False, False, True, True, False, True]
     assert All()(batch).tolist() == [True] * 6
     assert All().rounds == 1 and DropDegenerate(rounds=5).rounds == 5
-    with pytest.raises(UserError, match=r"select\.rounds: expected at least 1, got 0"):
+    with pytest.raises(UserError, match=r"select\.rounds: expected 1 or more, got 0"):
         DropDegenerate(rounds=0)

@@ -87,13 +87,21 @@ def show(key: str) -> Iterator[str]:
         yield "claim     none stated here"
     else:
         claim = entry["claim"]
-        yield f"claim     {claim['statement']} ({claim['treatment']} against {claim['control']} on {claim['task']})"
+        arms = "" if claim["treatment"] is None else "{treatment} against {control} on {task}".format(**claim)
+        yield f"claim     {claim['statement']}" + (f" ({arms})" if arms else "")
         found = evidence(key)
         for item in found:
-            low, high = item.get("ci", (None, None))
-            yield f"evidence  {item['verdict']}: effect {item.get('effect')} [{low}, {high}], {item.get('date')}"
+            yield f"evidence  {item['verdict']}: {item['statement']}; {found_in(item)}, {item.get('date')}"
         if not found:
             yield "evidence  none yet"
+
+
+def found_in(item: dict[str, Any]) -> str:
+    """The number of an entry of evidence: an effect with its interval, or what was measured and what was expected."""
+    if item.get("effect") is None:
+        return f"measured {item.get('measured'):.6g}, expected {item.get('expected'):.6g}"
+    low, high = item["ci"]
+    return f"effect {item['effect']:.4g} [{low:.4g}, {high:.4g}]"
 
 
 def describe(value: Any) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from partita.core.errors import UserError
+from partita.core.limits import check_count
 from partita.lab.draw import picture, pillow
 from partita.lab.evaluate import evaluate
 from partita.lab.train import load_policy, use_threads
@@ -34,8 +35,7 @@ def play(folder: Path, episodes: int, seed: int, greedy: bool, gif: str | None, 
     `gif` and `mp4` name files to write, whole or not at all (control only). UserError for bad settings, before
     anything is played or written.
     """
-    if episodes < 1:
-        raise UserError(f"--episodes: expected 1 or more, got {episodes}")
+    check_count("--episodes", episodes)
     films = [_target(flag, name) for flag, name in (("gif", gif), ("mp4", mp4)) if name is not None]
     config, policy = load_policy(folder)
     use_threads(config.settings, config.task)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from partita.core.errors import UserError
+from partita.core.limits import check_count
 from partita.lab.changes import plain
 from partita.lab.checkpoint import write_text
 from partita.lab.jobs import Engine, Job
@@ -67,8 +68,7 @@ class Tuning:
     better: str = "higher"
 
     def __post_init__(self) -> None:
-        if self.trials < 1:
-            raise UserError(f"--trials: expected 1 or more, got {self.trials}")
+        check_count("--trials", self.trials)
         if not self.search:
             raise UserError("--search: nothing to tune; give --search FLAG=V1,V2,... or FLAG=LOW..HIGH:log")
         for name, values in self.search.items():

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from partita.core.errors import NonFinite, UserError
+from partita.core.limits import check_count
 from partita.core.recipe import Recipe
 from partita.parts.solver import Solution, Solver
 
@@ -30,8 +31,7 @@ class Exact(Recipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("sweeps", "every"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}: expected 1 or more, got {getattr(self, name)}")
+            check_count(f"{name}", getattr(self, name))
 
     def small(self) -> Exact:
         """The same with a few sweeps, to see that everything fits."""

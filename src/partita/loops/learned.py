@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self, get_args
@@ -10,6 +9,7 @@ from typing import Any, Self, get_args
 from torch.nn import Parameter
 
 from partita.core.errors import UserError
+from partita.core.limits import check_above, check_count, check_least
 from partita.core.policy import Policy
 from partita.core.recipe import Recipe
 from partita.core.task import Task
@@ -39,11 +39,10 @@ class Learned(Recipe):
         self.positive("steps", "batch_size")
         for name in ("lr", "max_grad_norm", "adam_eps"):
             value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise UserError(f"{name}: expected a number above 0, got {value}")
+            if value is not None:
+                check_above(name, value)
         for name in ("warmup", "weight_decay"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"{name}: expected 0 or more, got {getattr(self, name)}")
+            check_least(name, getattr(self, name))
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"betas: expected two numbers from 0 to below 1, got {self.betas}")
         if self.lr_schedule not in get_args(Schedule):
@@ -53,8 +52,8 @@ class Learned(Recipe):
         """Raise UserError naming the first of these numbers that is given and below 1."""
         for name in names:
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name}: expected at least 1, got {value}")
+            if value is not None:
+                check_count(name, value)
 
     def learner(self, parameters: Mapping[str, Parameter], lr: float | None = None) -> Learner:
         """The optimiser of a settled recipe for some parameters, at a rate of their own if one is given."""

@@ -11,6 +11,7 @@ import torch
 
 from partita.core.batch import Batch
 from partita.core.errors import UserError
+from partita.core.limits import check_count
 from partita.core.part import Unit
 from partita.core.policy import Policy
 from partita.core.task import Task
@@ -67,8 +68,7 @@ class OnPolicy(Batched):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.group_size < 1:
-            raise UserError(f"group_size: expected at least 1, got {self.group_size}")
+        check_count("group_size", self.group_size)
         if self.whiten not in ("none", "batch", "minibatch"):
             raise UserError(f"whiten: expected one of none, batch, minibatch, got {self.whiten!r}")
 

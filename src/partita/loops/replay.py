@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from partita.core.errors import UserError
+from partita.core.limits import check_above, check_least, check_share
 from partita.core.policy import Policy
 from partita.core.spaces import Box, Discrete
 from partita.core.store import Store, check_room, row
@@ -76,12 +77,9 @@ class OffPolicy(Learned):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.positive("updates", "envs", "n_step", "capacity")
-        if self.start < 0:
-            raise UserError(f"start: expected 0 or more, got {self.start}")
-        if not self.ratio > 0:
-            raise UserError(f"ratio: expected a number above 0, got {self.ratio}")
-        if not 0 <= self.discount <= 1:
-            raise UserError(f"discount: expected a number from 0 to 1, got {self.discount}")
+        check_least("start", self.start)
+        check_above("ratio", self.ratio)
+        check_share("discount", self.discount)
         if self.capacity < self.envs:
             raise UserError(f"capacity: expected at least envs = {self.envs}, got {self.capacity}")
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from partita.core.errors import UserError
+from partita.core.limits import check_count, check_least
 from partita.core.part import Domain, Part
 from partita.core.spaces import Box
 from partita.core.transitions import Transitions
@@ -40,8 +41,7 @@ class Actor(Part):
 
 def check_delay(delay: int) -> None:
     """Raise UserError unless the policy is taught at some updates."""
-    if delay < 1:
-        raise UserError(f"actor.delay: expected 1 or more, got {delay}")
+    check_count("actor.delay", delay)
 
 
 @dataclass(frozen=True)
@@ -139,8 +139,7 @@ class WeightedClone(Actor):
     def __post_init__(self) -> None:
         check_delay(self.delay)
         for name in ("beta", "clip"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"actor.{name}: expected 0 or more, got {getattr(self, name)}")
+            check_least(f"actor.{name}", getattr(self, name))
 
     def refuses(self, recipe: Any, task: Any) -> str | None:
         if recipe.value is None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from partita.core.batch import Batch
 from partita.core.errors import UserError
+from partita.core.limits import check_count, check_least
 from partita.core.part import Part
 from partita.core.policy import Policy
 
@@ -80,10 +81,8 @@ class Stale(Behaviour):
     _kept: dict[str, dict[str, Tensor]] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.lag < 0:
-            raise UserError(f"behaviour.lag: expected 0 or more, got {self.lag}")
-        if self.refresh < 1:
-            raise UserError(f"behaviour.refresh: expected 1 or more, got {self.refresh}")
+        check_least("behaviour.lag", self.lag)
+        check_count("behaviour.refresh", self.refresh)
 
     def version(self, step: int) -> int:
         """The number of updates that the weights which sample for step `step` have had."""
@@ -136,8 +135,7 @@ class Replayed(Behaviour):
     def __post_init__(self) -> None:
         if not 0 <= self.share < 1:
             raise UserError(f"behaviour.share: expected a number from 0 to below 1, got {self.share}")
-        if self.keep < 1:
-            raise UserError(f"behaviour.keep: expected 1 or more, got {self.keep}")
+        check_count("behaviour.keep", self.keep)
 
     def mix(self, batch: Batch, step: int, generator: torch.Generator) -> Batch:
         fresh = batch.but(age=torch.zeros(len(batch), dtype=torch.int64, device=batch.mask.device))

@@ -13,6 +13,7 @@ from torch.nn.functional import logsigmoid, one_hot, pad
 
 from partita.core.batch import Batch
 from partita.core.errors import NonFinite, UserError
+from partita.core.limits import check_above, check_count, check_least
 from partita.core.policy import Policy
 from partita.core.spaces import Discrete, MultiDiscrete
 from partita.estimators.games import chance
@@ -43,8 +44,7 @@ class Compared(Reward):
             raise UserError(f"{name}.queue: expected 0 trajectories or more, got {self.queue}")
         if self.labels not in ("drawn", "soft"):
             raise UserError(f"{name}.labels: expected drawn or soft, got {self.labels!r}")
-        if not 0 <= self.noise < math.inf:
-            raise UserError(f"{name}.noise: expected 0 or more, got {self.noise}")
+        check_least(f"{name}.noise", self.noise)
         if not 0 <= self.flips <= 1:
             raise UserError(f"{name}.flips: expected a share from 0 to 1, got {self.flips}")
 
@@ -145,10 +145,8 @@ class FittedReward(Compared):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("updates", "pairs"):
-            if getattr(self, name) < 1:
-                raise UserError(f"reward.fitted_reward.{name}: expected 1 or more, got {getattr(self, name)}")
-        if not 0 < self.fit_lr < math.inf:
-            raise UserError(f"reward.fitted_reward.fit_lr: expected a number above 0, got {self.fit_lr}")
+            check_count(f"reward.fitted_reward.{name}", getattr(self, name))
+        check_above("reward.fitted_reward.fit_lr", self.fit_lr)
         if not self.hidden or min(self.hidden) < 1:
             raise UserError(f"reward.fitted_reward.hidden: expected at least one positive width, got {self.hidden}")
 

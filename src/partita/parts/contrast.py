@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from partita.core.batch import Outputs
 from partita.core.errors import UserError
+from partita.core.limits import check_above, check_least
 from partita.core.pairs import Pairs
 from partita.core.part import Part
 from partita.estimators import margins
@@ -290,15 +290,3 @@ class Regression(Contrast):
 def smoothed(prefer: Tensor, eps: float) -> Tensor:
     """Labels that are wrong with probability eps: (1 - eps) p + eps (1 - p)."""
     return prefer if eps == 0 else (1 - 2 * eps) * prefer + eps
-
-
-def check_above(name: str, value: float) -> None:
-    """Refuse anything but a finite number above 0."""
-    if not 0 < value < math.inf:
-        raise UserError(f"{name}: expected a number above 0, got {value}")
-
-
-def check_least(name: str, value: float) -> None:
-    """Refuse anything but a finite number of 0 or more."""
-    if not 0 <= value < math.inf:
-        raise UserError(f"{name}: expected 0 or more, got {value}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from partita.core.batch import Batch
 from partita.core.errors import UserError
+from partita.core.limits import check_least
 from partita.core.part import Part
 from partita.estimators import groups, returns
 
@@ -181,8 +181,7 @@ class GroupRelative(GroupCredit):
     unbiased: bool = True
 
     def __post_init__(self) -> None:
-        if not 0 <= self.eps < math.inf:
-            raise UserError(f"credit.eps: expected 0 or more, got {self.eps}")
+        check_least("credit.eps", self.eps)
 
     @property
     def promises(self) -> Promises:  # type: ignore[override]

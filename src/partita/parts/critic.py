@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from partita.core.errors import UserError
+from partita.core.limits import check_least
 from partita.core.part import Domain, Part
 from partita.core.spaces import Box, Discrete
 from partita.core.transitions import Transitions
@@ -109,8 +109,7 @@ class ClippedDoubleQ(Critic):
     def __post_init__(self) -> None:
         check_members(self.members)
         for name in ("noise", "clip"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"critic.{name}: expected 0 or more, got {getattr(self, name)}")
+            check_least(f"critic.{name}", getattr(self, name))
 
     def refuses(self, recipe: Any, task: Any) -> str | None:
         if not isinstance(task.action_space, Box):

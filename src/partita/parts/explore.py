@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from partita.core.errors import UserError
+from partita.core.limits import check_count, check_least, check_share
 from partita.core.part import Domain, Part
 from partita.core.spaces import Box, Discrete, Space
 from partita.policies.agent import Agent
@@ -72,8 +71,7 @@ class Noisy(Explore):
     std: float = 0.1
 
     def __post_init__(self) -> None:
-        if not 0 <= self.std < math.inf:
-            raise UserError(f"explore.std: expected 0 or more, got {self.std}")
+        check_least("explore.std", self.std)
 
     def refuses(self, recipe: Any, task: Any) -> str | None:
         if not isinstance(task.action_space, Box):
@@ -101,10 +99,8 @@ class EpsilonGreedy(Explore):
 
     def __post_init__(self) -> None:
         for name in ("first", "last"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"explore.{name}: expected a number from 0 to 1, got {getattr(self, name)}")
-        if self.steps < 1:
-            raise UserError(f"explore.steps: expected 1 or more, got {self.steps}")
+            check_share(f"explore.{name}", getattr(self, name))
+        check_count("explore.steps", self.steps)
 
     def chance(self, lived: int) -> float:
         """eps after so many steps of environments."""

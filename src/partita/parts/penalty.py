@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from partita.core.errors import UserError
+from partita.core.limits import check_count, check_least
 from partita.core.part import Domain, Part
 from partita.core.spaces import Box
 from partita.core.transitions import Transitions
@@ -51,8 +51,7 @@ class NearData(Penalty):
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.weight < math.inf:
-            raise UserError(f"regularisers.weight: expected 0 or more, got {self.weight}")
+        check_least("regularisers.weight", self.weight)
 
     def refuses(self, recipe: Any, task: Any) -> str | None:
         if not isinstance(task.action_space, Box):
@@ -77,10 +76,8 @@ class Conservative(Penalty):
     samples: int = 10
 
     def __post_init__(self) -> None:
-        if not 0 <= self.weight < math.inf:
-            raise UserError(f"regularisers.weight: expected 0 or more, got {self.weight}")
-        if self.samples < 1:
-            raise UserError(f"regularisers.samples: expected 1 or more, got {self.samples}")
+        check_least("regularisers.weight", self.weight)
+        check_count("regularisers.samples", self.samples)
 
     def refuses(self, recipe: Any, task: Any) -> str | None:
         if recipe.head(task) == "deterministic":
@@ -122,8 +119,7 @@ class Diversity(Penalty):
     weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.weight < math.inf:
-            raise UserError(f"regularisers.weight: expected 0 or more, got {self.weight}")
+        check_least("regularisers.weight", self.weight)
 
     def refuses(self, recipe: Any, task: Any) -> str | None:
         if not isinstance(task.action_space, Box):

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from partita.core.errors import UserError
+from partita.core.limits import check_above, check_least
 from partita.parts.solver import Solution, Solver
 from partita.tasks.finite.mdp import Array, FiniteMDP
 
@@ -28,8 +29,7 @@ class Planner(Solver):
 
 def check_tolerance(tolerance: float) -> None:
     """Raise UserError unless a tolerance is above 0."""
-    if not tolerance > 0:
-        raise UserError(f"solver.tolerance: expected a number above 0, got {tolerance}")
+    check_above("solver.tolerance", tolerance)
 
 
 def about(mdp: FiniteMDP, values: Array, policy: NDArray[Any], **numbers: float) -> Solution:
@@ -93,8 +93,7 @@ class ModifiedPolicyIteration(Planner):
 
     def __post_init__(self) -> None:
         check_tolerance(self.tolerance)
-        if self.depth < 0:
-            raise UserError(f"solver.depth: expected 0 or more, got {self.depth}")
+        check_least("solver.depth", self.depth)
 
     def __call__(self, problem: FiniteMDP, generator: np.random.Generator) -> Iterator[Solution]:
         exists = slice(None) if problem.allowed is None else problem.allowed

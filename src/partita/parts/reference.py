@@ -11,6 +11,7 @@ from torch import Tensor
 
 from partita.core.batch import Batch
 from partita.core.errors import UserError
+from partita.core.limits import check_count
 from partita.core.part import Part
 from partita.core.policy import Policy
 
@@ -95,8 +96,7 @@ class Reset(Frozen):
     every: int = 50
 
     def __post_init__(self) -> None:
-        if self.every < 1:
-            raise UserError(f"reference.every: expected at least 1, got {self.every}")
+        check_count("reference.every", self.every)
 
     def update(self, policy: Policy, step: int) -> None:
         if step % self.every == 0 and self.weights:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from partita.core.errors import UserError
+from partita.core.limits import check_share
 from partita.core.part import Domain, Part
 from partita.core.store import Store
 
@@ -72,8 +73,7 @@ class MixedReplay(Replay):
     share: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0 <= self.share <= 1:
-            raise UserError(f"replay.share: expected a number from 0 to 1, got {self.share}")
+        check_share("replay.share", self.share)
 
     def __call__(self, store: Store, count: int, generator: torch.Generator) -> tuple[Tensor, None]:
         own = len(store) - store.fixed
@@ -84,8 +84,27 @@ class MixedReplay(Replay):
         return torch.cat(found).to(store.rows.device), None
 
 
+class LoggedReplay(Replay):
+    """Base of parts that choose among whole logged episodes, and remember what they found there at the start."""
+
+    abstract: ClassVar[bool] = True
+
+    def refuses(self, recipe: Any, task: Any) -> str | None:
+        if getattr(task, "episodes", None) is not None and getattr(task, "online", None) is None:
+            return None
+        return (
+            f"replay {self.part_name()} chooses among logged episodes, and task {task.part_name()} "
+            "gives none, or others besides; use --task offline, without --task.online"
+        )
+
+
+def drawn(rows: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """`count` of some rows, with replacement."""
+    return rows[uniform(count, len(rows), generator).to(rows.device)]
+
+
 @dataclass(frozen=True)
-class BestEpisodes(Replay):
+class BestEpisodes(LoggedReplay):
     """Transitions of the logged episodes with the highest returns, all alike.
 
         P(i) = 1 / N,    N the transitions of the best share of the episodes
@@ -97,11 +116,7 @@ class BestEpisodes(Replay):
     _held: dict[str, Any] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise UserError(f"replay.share: expected a number above 0, up to 1, got {self.share}")
-
-    def refuses(self, recipe: Any, task: Any) -> str | None:
-        return unlogged(self, task)
+        check_share("replay.share", self.share, above=True)
 
     def start(self, store: Store, discount: float) -> None:
         returns, episode = episode_returns(store)
@@ -111,12 +126,11 @@ class BestEpisodes(Replay):
         self._held["rows"] = best[episode].nonzero()[:, 0]
 
     def __call__(self, store: Store, count: int, generator: torch.Generator) -> tuple[Tensor, None]:
-        rows = self._held["rows"]
-        return rows[uniform(count, len(rows), generator).to(rows.device)], None
+        return drawn(self._held["rows"], count, generator), None
 
 
 @dataclass(frozen=True)
-class Demonstrations(Replay):
+class Demonstrations(LoggedReplay):
     """A share of every batch by the expert, the rest by others; every row is marked as one or the other.
 
         share * batch_size  the expert's,   (1 - share) * batch_size  others'
@@ -130,11 +144,7 @@ class Demonstrations(Replay):
     _held: dict[str, Tensor] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not 0 < self.share <= 1:
-            raise UserError(f"replay.share: expected a number above 0, up to 1, got {self.share}")
-
-    def refuses(self, recipe: Any, task: Any) -> str | None:
-        return unlogged(self, task)
+        check_share("replay.share", self.share, above=True)
 
     def start(self, store: Store, discount: float) -> None:
         mine = store.source == self.expert
@@ -146,21 +156,10 @@ class Demonstrations(Replay):
 
     def __call__(self, store: Store, count: int, generator: torch.Generator) -> tuple[Tensor, None]:
         mine = max(1, round(self.share * count))
-        rows = [self._held["expert"][uniform(mine, len(self._held["expert"]), generator).to(store.rows.device)]]
+        rows = [drawn(self._held["expert"], mine, generator)]
         if mine < count:
-            others = self._held["others"]
-            rows.append(others[uniform(count - mine, len(others), generator).to(store.rows.device)])
+            rows.append(drawn(self._held["others"], count - mine, generator))
         return torch.cat(rows), None
-
-
-def unlogged(part: Replay, task: Any) -> str | None:
-    """Why a part that needs whole logged episodes cannot work on a task, or None."""
-    if getattr(task, "episodes", None) is None or getattr(task, "online", None) is not None:
-        return (
-            f"replay {part.part_name()} chooses among logged episodes, and task {task.part_name()} "
-            "gives none, or others besides; use --task offline, without --task.online"
-        )
-    return None
 
 
 def episode_returns(store: Store) -> tuple[Tensor, Tensor]:
@@ -191,8 +190,7 @@ class PrioritisedReplay(Replay):
 
     def __post_init__(self) -> None:
         for name in ("alpha", "beta"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"replay.{name}: expected a number from 0 to 1, got {getattr(self, name)}")
+            check_share(f"replay.{name}", getattr(self, name))
         if self.anneal < 1 or not self.eps > 0:
             raise UserError(f"replay: expected anneal of 1 or more and eps above 0, got {self.anneal} and {self.eps}")
 

@@ -11,6 +11,7 @@ import torch
 
 from partita.core.batch import Batch
 from partita.core.errors import UserError
+from partita.core.limits import check_above
 from partita.core.pairs import Pairs
 from partita.core.part import Part
 from partita.core.task import Problem
@@ -90,8 +91,7 @@ class Online(Resample):
         for name, least in (("responses", 2), ("every", 1)):
             if getattr(self, name) < least:
                 raise UserError(f"resample.{name}: expected {least} or more, got {getattr(self, name)}")
-        if not 0 < self.temperature < math.inf:
-            raise UserError(f"resample.temperature: expected a number above 0, got {self.temperature}")
+        check_above("resample.temperature", self.temperature)
         if self.max_tokens is not None and self.max_tokens < 1:
             raise UserError(f"resample.max_tokens: expected 1 or more, or None, got {self.max_tokens}")
 

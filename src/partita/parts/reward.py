@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from partita.core.batch import Batch
 from partita.core.errors import UserError
+from partita.core.limits import check_above, check_least
 from partita.core.part import Part
 from partita.core.policy import Policy
 from partita.estimators.masked import put_last
@@ -126,8 +126,7 @@ class KLPenalty(Reward):
     def __post_init__(self) -> None:
         if self.estimator not in ("k1", "k2", "k3"):
             raise UserError(f"reward.kl_penalty.estimator: expected k1, k2 or k3, got {self.estimator!r}")
-        if not 0 <= self.weight < math.inf:
-            raise UserError(f"reward.kl_penalty.weight: expected 0 or more, got {self.weight}")
+        check_least("reward.kl_penalty.weight", self.weight)
 
     def __call__(self, batch: Batch) -> Tensor:
         price = kl_estimate(batch.need("logp"), batch.need("ref_logp"), self.estimator)
@@ -184,8 +183,7 @@ class ScaledByReturn(Reward):
     def __post_init__(self) -> None:
         if not 0 <= self.discount <= 1:
             raise UserError(f"reward.scaled_by_return.discount: expected a number between 0 and 1, got {self.discount}")
-        if not self.clip > 0:
-            raise UserError(f"reward.scaled_by_return.clip: expected a number above 0, got {self.clip}")
+        check_above("reward.scaled_by_return.clip", self.clip)
 
     def refuses(self, recipe: Any, task: Any) -> str | None:
         if getattr(recipe.rollout, "steps", None) is None:

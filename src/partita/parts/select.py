@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from partita.core.batch import Batch
-from partita.core.errors import UserError
+from partita.core.limits import check_count
 from partita.core.part import Part
 from partita.estimators.groups import degenerate
 
@@ -44,8 +44,7 @@ class DropDegenerate(Select):
     rounds: int = 3
 
     def __post_init__(self) -> None:
-        if self.rounds < 1:
-            raise UserError(f"select.rounds: expected at least 1, got {self.rounds}")
+        check_count("select.rounds", self.rounds)
 
     def __call__(self, batch: Batch) -> Tensor:
         return ~degenerate(batch.need("reward").sum(1), batch.need("group"))

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from partita.core.errors import UserError
+from partita.core.limits import check_count, check_share
 from partita.core.part import Domain, Part
 
 
@@ -38,10 +38,8 @@ class Polyak(Target):
     every: int = 1
 
     def __post_init__(self) -> None:
-        if not 0 < self.tau <= 1:
-            raise UserError(f"target.tau: expected a number above 0, up to 1, got {self.tau}")
-        if self.every < 1:
-            raise UserError(f"target.every: expected 1 or more, got {self.every}")
+        check_share("target.tau", self.tau, above=True)
+        check_count("target.every", self.every)
 
     @torch.no_grad()
     def __call__(self, lagged: Sequence[Tensor], learnt: Sequence[Tensor], count: int) -> None:
@@ -61,8 +59,7 @@ class Copy(Target):
     every: int = 250
 
     def __post_init__(self) -> None:
-        if self.every < 1:
-            raise UserError(f"target.every: expected 1 or more, got {self.every}")
+        check_count("target.every", self.every)
 
     @torch.no_grad()
     def __call__(self, lagged: Sequence[Tensor], learnt: Sequence[Tensor], count: int) -> None:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from partita.core.errors import UserError
+from partita.core.limits import check_above, check_least
 from partita.core.part import Domain, Part
 from partita.core.spaces import Discrete
 
@@ -40,8 +41,7 @@ class FixedTemperature(Temperature):
     value: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.value < math.inf:
-            raise UserError(f"temperature.value: expected 0 or more, got {self.value}")
+        check_least("temperature.value", self.value)
 
     def alpha(self) -> float:
         return self.value
@@ -66,8 +66,7 @@ class TunedTemperature(Temperature):
 
     def __post_init__(self) -> None:
         for name in ("initial", "lr"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UserError(f"temperature.{name}: expected a number above 0, got {getattr(self, name)}")
+            check_above(f"temperature.{name}", getattr(self, name))
         if not 0 < self.share < 1:
             raise UserError(f"temperature.share: expected a number between 0 and 1, got {self.share}")
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from partita.core.batch import Outputs
+from partita.core.limits import check_least
 from partita.core.pairs import Pairs
 from partita.core.part import Part
 from partita.estimators.margins import response_logp
-from partita.parts.contrast import check_least
 
 
 class Tether(Part):

@@ -15,6 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from partita.core.batch import Batch, Outputs
 from partita.core.errors import UserError
+from partita.core.limits import check_count
 from partita.policies.language import Language, LanguagePolicy
 from partita.policies.prefix import pack
 from partita.policies.scorer import Scorer
@@ -39,8 +40,7 @@ class Ensemble(Language):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.members < 1:
-            raise UserError(f"policy.members: expected 1 or more, got {self.members}")
+        check_count("policy.members", self.members)
 
     def build(self, task: Task | None, value: bool, generator: torch.Generator) -> EnsemblePolicy:
         """The members, with heads uniform within 1 / sqrt(width) drawn from `generator`, or as they were saved."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from partita.core.batch import Batch, Outputs
 from partita.core.errors import UserError
+from partita.core.limits import check_count
 from partita.core.part import Domain
 from partita.core.policy import Policy, PolicyPart
 from partita.core.spaces import Box, Discrete, Space
@@ -206,8 +207,7 @@ class FeedForward(PolicyPart):
             raise UserError(f"policy.activation: expected one of {', '.join(ACTIVATIONS)}, got {self.activation!r}")
         if self.log_std is not None and not self.log_std[0] < self.log_std[1]:
             raise UserError(f"policy.log_std: expected a lower and a higher bound, got {self.log_std}")
-        if self.experts < 1:
-            raise UserError(f"policy.experts: expected 1 or more, got {self.experts}")
+        check_count("policy.experts", self.experts)
         if self.dtype not in ("float32", "bfloat16"):
             raise UserError(f"policy.dtype: expected float32 or bfloat16, got {self.dtype!r}")
         if self.head not in (None, "greedy", *HEADS):

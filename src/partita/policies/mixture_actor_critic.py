@@ -10,6 +10,7 @@ from torch import Tensor
 
 from partita.core.batch import Batch, Outputs
 from partita.core.errors import UserError
+from partita.core.limits import check_count
 from partita.core.policy import Policy
 from partita.core.spaces import Box
 from partita.policies import distributions
@@ -171,8 +172,7 @@ class MixtureActorCritic(ActorCritic):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.experts < 1:
-            raise UserError(f"policy.experts: expected 1 or more, got {self.experts}")
+        check_count("policy.experts", self.experts)
 
     def build(self, task: Any, value: bool, generator: torch.Generator) -> MixtureActorCriticPolicy:
         if not isinstance(task.action_space, Box):

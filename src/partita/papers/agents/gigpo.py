@@ -15,7 +15,6 @@ second-hand only. The official runs also fine malformed actions and hold the pol
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from partita.core.batch import Batch
 from partita.core.errors import UserError
+from partita.core.limits import check_least
 from partita.core.paper import Claim, Paper
 from partita.estimators import anchors
 from partita.estimators.groups import group_mean, group_std
@@ -62,8 +62,7 @@ class GroupInGroup(GroupCredit):
 
     def __post_init__(self) -> None:
         for name in ("step_weight", "eps"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"credit.{name}: expected 0 or more, got {getattr(self, name)}")
+            check_least(f"credit.{name}", getattr(self, name))
         check_unit("credit.discount", self.discount)
         check_unit("credit.similarity", self.similarity)
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from partita.core.batch import Batch
 from partita.core.errors import UserError
+from partita.core.limits import check_above, check_least
 from partita.core.paper import Claim, Paper
 from partita.core.registry import part_class
 from partita.estimators.anchors import text_key
@@ -67,8 +68,7 @@ class _Frugal(Reward):
     counted: str
 
     def __post_init__(self) -> None:
-        if not 0 < self.alpha < math.inf:
-            raise UserError(f"reward.{self.part_name()}.alpha: expected a number above 0, got {self.alpha}")
+        check_above(f"reward.{self.part_name()}.alpha", self.alpha)
         if self.c is not None and not 0 < self.c < math.inf:
             raise UserError(f"reward.{self.part_name()}.c: expected a number above 0, or None, got {self.c}")
 
@@ -147,8 +147,7 @@ class Otc(_Frugal):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.remember < 0:
-            raise UserError(f"reward.otc.remember: expected 0 or more, got {self.remember}")
+        check_least("reward.otc.remember", self.remember)
 
     def refuses(self, recipe: Any, task: Any) -> str | None:
         if recipe.group_size < 2:

@@ -15,7 +15,6 @@ whether the paper itself asks for a common history is not known here, and a long
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Literal
@@ -25,6 +24,7 @@ from torch import Tensor
 
 from partita.core.batch import Batch
 from partita.core.errors import UserError
+from partita.core.limits import check_least
 from partita.core.paper import Claim, Paper
 from partita.estimators import anchors
 from partita.estimators.groups import group_mean
@@ -64,8 +64,7 @@ class TrajectoryGraph(GroupCredit):
             raise UserError(f"credit.base: expected grpo or rloo, got {self.base!r}")
         if self.look_back < 0:
             raise UserError(f"credit.look_back: expected 0 or more turns, got {self.look_back}")
-        if not 0 <= self.eps < math.inf:
-            raise UserError(f"credit.eps: expected 0 or more, got {self.eps}")
+        check_least("credit.eps", self.eps)
 
     @property
     def promises(self) -> Promises:  # type: ignore[override]

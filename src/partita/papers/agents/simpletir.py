@@ -24,6 +24,7 @@ from torch import Tensor
 
 from partita.core.batch import Batch
 from partita.core.errors import UserError
+from partita.core.limits import check_count
 from partita.core.paper import Claim, Paper
 from partita.loops.on_policy import gather, train
 from partita.loops.run import Generators, Run
@@ -56,8 +57,7 @@ class DropVoid(Select):
     rounds: int = 1
 
     def __post_init__(self) -> None:
-        if self.rounds < 1:
-            raise UserError(f"select.rounds: expected at least 1, got {self.rounds}")
+        check_count("select.rounds", self.rounds)
 
     def refuses(self, recipe: Any, task: Any) -> str | None:
         if not hasattr(task, "open"):

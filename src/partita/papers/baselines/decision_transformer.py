@@ -21,14 +21,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from partita.core.errors import UserError
+from partita.core.limits import check_count
 from partita.core.paper import Paper
 from partita.core.store import Store
 from partita.core.transitions import Transitions
 from partita.papers.baselines.bc import BC
 from partita.parts.actor import Actor, check_delay
 from partita.parts.critic import Notes
-from partita.parts.replay import Replay, uniform, unlogged
+from partita.parts.replay import LoggedReplay, uniform
 from partita.policies.agent import Agent
 from partita.policies.sequence import Transformer, TransformerPolicy
 
@@ -40,7 +40,7 @@ PAPER = Paper(
 
 
 @dataclass(frozen=True)
-class Windows(Replay):
+class Windows(LoggedReplay):
     """Windows of logged episodes, `batch_size` of them, one behind the other.
 
         rows  i, i + 1, .., i + length - 1,    P(i) = 1 / N
@@ -54,11 +54,7 @@ class Windows(Replay):
     _held: dict[str, Tensor] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.length < 1:
-            raise UserError(f"replay.length: expected 1 or more, got {self.length}")
-
-    def refuses(self, recipe: Any, task: Any) -> str | None:
-        return unlogged(self, task)
+        check_count("replay.length", self.length)
 
     def start(self, store: Store, discount: float) -> None:
         episode = store.extra["episode"]

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from partita.core.batch import Batch, Outputs
 from partita.core.errors import UserError
+from partita.core.limits import check_above, check_least
 from partita.core.paper import Paper
 from partita.core.part import Domain
 from partita.core.policy import Policy
@@ -53,8 +54,7 @@ class StepKL(Regulariser):
     direction: Direction = "forward"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.beta < math.inf:
-            raise UserError(f"regularisers.{self.part_name()}.beta: expected 0 or more, got {self.beta}")
+        check_least(f"regularisers.{self.part_name()}.beta", self.beta)
         if self.direction not in get_args(Direction):
             raise UserError(
                 f"regularisers.{self.part_name()}.direction: expected forward or reverse, got {self.direction!r}"
@@ -86,8 +86,7 @@ class AdaptiveKL(StepKL):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.beta > 0:
-            raise UserError(f"regularisers.adaptive_kl.beta: expected a number above 0, got {self.beta}")
+        check_above("regularisers.adaptive_kl.beta", self.beta)
         if not 0 < self.target < math.inf:
             raise UserError(f"regularisers.adaptive_kl.target: expected a number of nats above 0, got {self.target}")
 

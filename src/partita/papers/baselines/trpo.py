@@ -21,6 +21,7 @@ from torch import Tensor
 
 from partita.core.batch import Batch, Outputs
 from partita.core.errors import UserError
+from partita.core.limits import check_count, check_least
 from partita.core.paper import Paper
 from partita.core.part import Domain
 from partita.estimators import trust_region
@@ -77,11 +78,9 @@ class TrustRegion(Optimiser):
     def __post_init__(self) -> None:
         if not 0 < self.max_kl < math.inf:
             raise UserError(f"optimiser.max_kl: expected a number of nats above 0, got {self.max_kl}")
-        if not 0 <= self.damping < math.inf:
-            raise UserError(f"optimiser.damping: expected 0 or more, got {self.damping}")
+        check_least("optimiser.damping", self.damping)
         for name in ("cg_steps", "backtracks", "critic_steps"):
-            if getattr(self, name) < 1:
-                raise UserError(f"optimiser.{name}: expected 1 or more, got {getattr(self, name)}")
+            check_count(f"optimiser.{name}", getattr(self, name))
         if not 0 < self.decay < 1:
             raise UserError(f"optimiser.decay: expected a number between 0 and 1, got {self.decay}")
 

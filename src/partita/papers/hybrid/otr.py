@@ -26,6 +26,7 @@ from torch import Tensor
 
 from partita.core.batch import Batch, Outputs
 from partita.core.errors import UserError
+from partita.core.limits import check_count
 from partita.core.paper import Claim, Identity, Paper
 from partita.core.registry import part_class
 from partita.estimators.masked import masked_mean
@@ -58,8 +59,7 @@ class OneToken(Demonstrations):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.candidates < 1:
-            raise UserError(f"rollout.candidates: expected 1 or more, got {self.candidates}")
+        check_count("rollout.candidates", self.candidates)
         if not 0 < self.kappa < float("inf"):
             raise UserError(f"rollout.kappa: expected a temperature above 0, got {self.kappa}")
 

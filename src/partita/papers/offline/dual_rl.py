@@ -22,7 +22,6 @@ is in `recoil_gap`.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
@@ -31,6 +30,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from partita.core.errors import NonFinite, UserError
+from partita.core.limits import check_above
 from partita.core.paper import Claim, Identity, Paper
 from partita.core.transitions import Transitions
 from partita.estimators.divergences import ChiSquared, Divergence, ReverseKL, TotalVariation
@@ -124,8 +124,7 @@ class RecoilQ(Critic):
 
     def __post_init__(self) -> None:
         check_members(self.members)
-        if not 0 < self.bound < math.inf:
-            raise UserError(f"critic.bound: expected a number above 0, got {self.bound}")
+        check_above("critic.bound", self.bound)
 
     def refuses(self, recipe: Any, task: Any) -> str | None:
         if recipe.value is None:

@@ -23,7 +23,6 @@ exp(y - 1) for exp(y), which shifts V; and y of the policy is as of before the s
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, get_args
 
@@ -31,6 +30,7 @@ import torch
 from torch import Tensor
 
 from partita.core.errors import UserError
+from partita.core.limits import check_above, check_least
 from partita.core.paper import Claim, Identity, Paper
 from partita.core.transitions import Transitions
 from partita.estimators.divergences import ChiSquared, Divergence, ReverseKL
@@ -90,8 +90,7 @@ class VDice(Value):
     def __post_init__(self) -> None:
         if not 0 < self.lam < 1:
             raise UserError(f"value.lam: expected a number between 0 and 1, got {self.lam}")
-        if not 0 <= self.eta < math.inf:
-            raise UserError(f"value.eta: expected 0 or more, got {self.eta}")
+        check_least("value.eta", self.eta)
         for name, known in (("divergence", get_args(Name)), ("gradient", get_args(Gradient))):
             if getattr(self, name) not in known:
                 raise UserError(f"value.{name}: expected one of {', '.join(known)}, got {getattr(self, name)!r}")
@@ -148,8 +147,7 @@ class ResidualClone(Actor):
 
     def __post_init__(self) -> None:
         check_delay(self.delay)
-        if not 0 < self.clip < math.inf:
-            raise UserError(f"actor.clip: expected a number above 0, got {self.clip}")
+        check_above("actor.clip", self.clip)
         if self.weighting not in get_args(Weighting):
             known = ", ".join(get_args(Weighting))
             raise UserError(f"actor.weighting: expected one of {known}, got {self.weighting!r}")

@@ -17,7 +17,6 @@ as there, and beta is 2 for locomotion, 7.5 for mazes.
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass, field
 from types import SimpleNamespace
@@ -26,7 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from partita.core.errors import UserError
+from partita.core.limits import check_least
 from partita.core.paper import Claim, Identity, Paper
 from partita.core.spaces import Box
 from partita.core.store import Store
@@ -62,8 +61,7 @@ class DatasetConstraint(NearData):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.beta < math.inf:
-            raise UserError(f"regularisers.beta: expected 0 or more, got {self.beta}")
+        check_least("regularisers.beta", self.beta)
 
     def refuses(self, recipe: Any, task: Any) -> str | None:
         if not isinstance(task.action_space, Box):

@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.nn.functional import huber_loss
 
 from partita.core.errors import UserError
+from partita.core.limits import check_share
 from partita.core.paper import Claim, Identity, Paper
 from partita.core.transitions import Transitions
 from partita.estimators.implicit import expectile_loss
@@ -53,8 +54,7 @@ def quantile_value(agent: Agent, batch: Transitions, quantile: float) -> Tensor:
 
 def check_quantile(slot: str, quantile: float) -> None:
     """Raise UserError unless it is a share."""
-    if not 0 <= quantile <= 1:
-        raise UserError(f"{slot}.quantile: expected a number from 0 to 1, got {quantile}")
+    check_share(f"{slot}.quantile", quantile)
 
 
 @dataclass(frozen=True)

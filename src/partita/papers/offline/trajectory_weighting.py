@@ -17,20 +17,19 @@ its alpha: 0.2 for CQL, 0.1 for IQL and TD3+BC. The paper itself was not at hand
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from partita.core.errors import UserError
+from partita.core.limits import check_above
 from partita.core.paper import Claim, Identity, Paper
 from partita.core.store import Store
 from partita.papers.baselines.cql import CQL
 from partita.papers.baselines.iql import IQL
 from partita.papers.baselines.td3_bc import TD3_BC
-from partita.parts.replay import Replay, episode_returns, uniform, unlogged
+from partita.parts.replay import LoggedReplay, episode_returns, uniform
 
 PAPER = Paper(
     key="trajectory_weighting",
@@ -42,7 +41,7 @@ ROUNDING = 1e-6  # of the largest return: what differs by less is the same
 
 
 @dataclass(frozen=True)
-class ReturnWeighted(Replay):
+class ReturnWeighted(LoggedReplay):
     """Transitions of episodes with higher returns, more often (RW: Hong et al., 2023, arXiv:2306.13085).
 
         p(transition of episode i) = exp(u_i / alpha) / sum_j T_j exp(u_j / alpha)
@@ -56,11 +55,7 @@ class ReturnWeighted(Replay):
     _held: dict[str, Any] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not 0 < self.alpha < math.inf:
-            raise UserError(f"replay.alpha: expected a number above 0, got {self.alpha}")
-
-    def refuses(self, recipe: Any, task: Any) -> str | None:
-        return unlogged(self, task)
+        check_above("replay.alpha", self.alpha)
 
     def worth(self, returns: Tensor, starts: Tensor) -> Tensor:
         """What episodes are weighted by, (E,), of their returns (E,) and initial states (E, D)."""

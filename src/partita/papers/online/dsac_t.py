@@ -32,6 +32,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from partita.core.errors import UserError
+from partita.core.limits import check_least, check_share
 from partita.core.paper import Claim, Paper
 from partita.core.spaces import Box
 from partita.core.transitions import Transitions
@@ -98,10 +99,8 @@ class ValueDistribution(Critic):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise UserError(f"critic.{name}: expected a number above 0, got {value}")
-        if not 0 <= self.eps_weight < math.inf:
-            raise UserError(f"critic.eps_weight: expected 0 or more, got {self.eps_weight}")
-        if not 0 < self.tau <= 1:
-            raise UserError(f"critic.tau: expected a number above 0, up to 1, got {self.tau}")
+        check_least("critic.eps_weight", self.eps_weight)
+        check_share("critic.tau", self.tau, above=True)
 
     def refuses(self, recipe: Any, task: Any) -> str | None:
         if not isinstance(task.action_space, Box):

@@ -38,6 +38,7 @@ from torch import Tensor
 
 from partita.core.batch import Batch, Outputs
 from partita.core.errors import UserError
+from partita.core.limits import check_above
 from partita.core.paper import Claim, Identity, Paper
 from partita.core.policy import Policy
 from partita.core.transitions import Transitions
@@ -77,8 +78,7 @@ class MirrorStep(StepKL):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.step_size < math.inf:
-            raise UserError(f"regularisers.mirror_step.step_size: expected a number above 0, got {self.step_size}")
+        check_above("regularisers.mirror_step.step_size", self.step_size)
 
     def price(self) -> float:
         return self.beta / (self.step_size * (1 - self._done.get("share", 0.0)))

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from partita.core.batch import Batch
 from partita.core.errors import NonFinite, UserError
+from partita.core.limits import check_above, check_count
 from partita.core.paper import Claim, Identity, Paper
 from partita.core.part import Domain
 from partita.estimators import returns
@@ -84,11 +85,9 @@ class DualCritic(GAE):
         if self.use not in ("both", "state", "post"):
             raise UserError(f"credit.use: expected both, state or post, got {self.use!r}")
         for name in ("critic_epochs", "critic_minibatches"):
-            if getattr(self, name) < 1:
-                raise UserError(f"credit.{name}: expected 1 or more, got {getattr(self, name)}")
+            check_count(f"credit.{name}", getattr(self, name))
         for name in ("critic_lr", "critic_grad_norm"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise UserError(f"credit.{name}: expected a number above 0, got {getattr(self, name)}")
+            check_above(f"credit.{name}", getattr(self, name))
 
     @property
     def needs(self) -> tuple[str, ...]:  # type: ignore[override]

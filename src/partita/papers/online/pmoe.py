@@ -28,7 +28,6 @@ of their draws when the batch was sampled).
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
@@ -39,6 +38,7 @@ from torch.nn.functional import one_hot
 
 from partita.core.batch import Batch, Outputs
 from partita.core.errors import UserError
+from partita.core.limits import check_above, check_least
 from partita.core.paper import Claim, Paper
 from partita.core.part import Domain
 from partita.core.transitions import Transitions
@@ -89,8 +89,7 @@ class BestExpert(Actor):
         check_delay(self.delay)
         if self.through not in get_args(Through):
             raise UserError(f"actor.through: expected best or all, got {self.through!r}")
-        if not 0 <= self.weight < math.inf:
-            raise UserError(f"actor.weight: expected 0 or more, got {self.weight}")
+        check_least("actor.weight", self.weight)
 
     def __call__(self, agent: Agent, batch: Transitions) -> tuple[Tensor, Notes]:
         head, h = mixture(agent.policy), agent.policy.head(batch.obs)
@@ -123,8 +122,7 @@ class GumbelMixture(Actor):
 
     def __post_init__(self) -> None:
         check_delay(self.delay)
-        if not 0 < self.temperature < math.inf:
-            raise UserError(f"actor.temperature: expected a number above 0, got {self.temperature}")
+        check_above("actor.temperature", self.temperature)
 
     def __call__(self, agent: Agent, batch: Transitions) -> tuple[Tensor, Notes]:
         noise = agent.policy.noise((len(batch),), agent.generator)
@@ -144,8 +142,7 @@ class OfExperts(Regulariser):
     weight: float
 
     def __post_init__(self) -> None:
-        if not 0 <= self.weight < math.inf:
-            raise UserError(f"regularisers.{self.part_name()}.weight: expected 0 or more, got {self.weight}")
+        check_least(f"regularisers.{self.part_name()}.weight", self.weight)
 
     def refuses(self, recipe: Any, task: Any) -> str | None:
         name = self.part_name()

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from partita.core.batch import Batch, Outputs
 from partita.core.errors import UserError
+from partita.core.limits import check_least
 from partita.core.pairs import Pairs
 from partita.core.paper import Claim, Identity, Paper
 from partita.core.task import Problem
@@ -32,7 +33,7 @@ from partita.estimators import games
 from partita.estimators.groups import leave_one_out
 from partita.estimators.margins import response_logp
 from partita.papers.baselines.dpo import DPO
-from partita.parts.contrast import Direct, check_least
+from partita.parts.contrast import Direct
 from partita.parts.resample import Offline, offered
 from partita.parts.rollout import DEMONSTRATION
 from partita.parts.tether import Tether

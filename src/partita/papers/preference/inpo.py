@@ -31,13 +31,14 @@ from torch import Tensor
 
 from partita.core.batch import Batch, Outputs
 from partita.core.errors import UserError
+from partita.core.limits import check_above
 from partita.core.pairs import Pairs
 from partita.core.paper import Claim, Identity, Paper
 from partita.core.task import Problem
 from partita.estimators import games, margins
 from partita.papers.baselines.dpo import DPO
 from partita.papers.measuring import saved
-from partita.parts.contrast import Contrast, check_above
+from partita.parts.contrast import Contrast
 from partita.parts.pairs import BestWorst, EveryPair
 from partita.parts.resample import Online
 from partita.parts.rollout import Sample

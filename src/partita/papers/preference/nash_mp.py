@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 
 from partita.core.batch import Batch, Outputs
-from partita.core.errors import UserError
+from partita.core.limits import check_least
 from partita.core.pairs import Pairs
 from partita.core.paper import Claim, Identity, Paper
 from partita.core.policy import Policy
@@ -73,8 +73,7 @@ class Proximal(Ema):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.eta < math.inf:
-            raise UserError(f"reference.eta: expected 0 or more, got {self.eta}")
+        check_least("reference.eta", self.eta)
 
     def start(self, policy: Policy) -> None:
         super().start(policy)

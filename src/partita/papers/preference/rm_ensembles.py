@@ -33,6 +33,7 @@ from torch import Tensor
 
 from partita.core.batch import Batch
 from partita.core.errors import UserError
+from partita.core.limits import check_least
 from partita.core.pairs import Pairs
 from partita.core.paper import Claim, Paper
 from partita.core.task import Problem
@@ -43,7 +44,7 @@ from partita.loops.on_policy import OnPolicy
 from partita.loops.preference import Preference
 from partita.loops.run import Generators, Run
 from partita.papers.baselines.rlhf import RECIPES as RLHF
-from partita.parts.contrast import BradleyTerry, check_least
+from partita.parts.contrast import BradleyTerry
 from partita.parts.resample import Offline, Resample, offered
 from partita.parts.reward import KLPenalty, Reward
 from partita.parts.rollout import Sample

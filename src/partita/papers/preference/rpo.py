@@ -30,12 +30,13 @@ from torch import Tensor
 
 from partita.core.batch import Batch, Outputs
 from partita.core.errors import UserError
+from partita.core.limits import check_above
 from partita.core.pairs import Pairs
 from partita.core.paper import Claim, Identity, Paper
 from partita.estimators import games
 from partita.estimators.margins import sigmoid_loss
 from partita.papers.baselines.dpo import DPO
-from partita.parts.contrast import Direct, check_above
+from partita.parts.contrast import Direct
 from partita.parts.tether import Anchor
 
 PAPER = Paper(

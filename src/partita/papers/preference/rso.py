@@ -26,6 +26,7 @@ from torch import Tensor
 
 from partita.core.batch import Batch
 from partita.core.errors import UserError
+from partita.core.limits import check_above
 from partita.core.pairs import Pairs
 from partita.core.paper import Claim, Identity, Paper
 from partita.core.task import Problem
@@ -72,8 +73,7 @@ class Initial(Resample):
     def __post_init__(self) -> None:
         if self.num_samples < 2:
             raise UserError(f"resample.num_samples: expected 2 or more, got {self.num_samples}")
-        if not 0 < self.temperature < math.inf:
-            raise UserError(f"resample.temperature: expected a number above 0, got {self.temperature}")
+        check_above("resample.temperature", self.temperature)
         if self.top_k < 0:
             raise UserError(f"resample.top_k: expected 0 (off) or more, got {self.top_k}")
         if self.max_tokens is not None and self.max_tokens < 1:

@@ -18,7 +18,6 @@ that it clips token rewards at 0.05 (`clip`) is not in the equation, which is th
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -31,6 +30,7 @@ from torch import Tensor
 
 from partita.core.batch import Batch, Outputs
 from partita.core.errors import UserError
+from partita.core.limits import check_least
 from partita.core.pairs import Pairs
 from partita.core.paper import Claim, Identity, Paper
 from partita.core.policy import Policy
@@ -73,8 +73,7 @@ class TokenReward(Reward):
     _held: dict[str, Any] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.beta < math.inf:
-            raise UserError(f"reward.token_reward.beta: expected 0 or more, got {self.beta}")
+        check_least("reward.token_reward.beta", self.beta)
         if self.clip is not None and not self.clip > 0:
             raise UserError(f"reward.token_reward.clip: expected a number above 0, or None, got {self.clip}")
 

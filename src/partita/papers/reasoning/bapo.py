@@ -20,6 +20,7 @@ from torch import Tensor
 
 from partita.core.batch import Batch, Outputs
 from partita.core.errors import UserError
+from partita.core.limits import check_above
 from partita.core.paper import Claim, Paper
 from partita.estimators.masked import masked_mean
 from partita.estimators.ratios import log_ratio
@@ -84,8 +85,7 @@ class BalancedClip(Objective):
                 f"objective.high_end: expected 1 <= high_start <= high_end, got {self.high_start} and {self.high_end}"
             )
         for name in ("low_step", "high_step"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"objective.{name}: expected a number above 0, got {getattr(self, name)}")
+            check_above(f"objective.{name}", getattr(self, name))
 
     @torch.no_grad()
     def bounds(self, out: Outputs, batch: Batch) -> Bounds:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from partita.core.batch import Batch
 from partita.core.errors import UserError, nearest
+from partita.core.limits import check_above
 from partita.core.paper import Claim, Identity, Paper
 from partita.estimators import groups
 from partita.papers.baselines.grpo import GRPO
@@ -68,8 +69,7 @@ class BetaNormalised(GroupCredit):
                 raise UserError(f"credit.{name}: expected a number above 0, or None to fit it, got {value}")
         if not self.low < self.high:
             raise UserError(f"credit.high: expected more than low = {self.low}, got {self.high}")
-        if not self.most > 0:
-            raise UserError(f"credit.most: expected a number above 0, got {self.most}")
+        check_above("credit.most", self.most)
 
     def refuses(self, recipe: Any, task: Any) -> str | None:
         if self.components and task.domain == "control":

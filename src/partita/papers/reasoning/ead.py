@@ -16,7 +16,6 @@ leaves the importance weight off; the paper is said to rely on it, with a cap th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Set
 from dataclasses import dataclass, field
 from typing import Any
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from partita.core.batch import Batch
 from partita.core.errors import UserError
+from partita.core.limits import check_above, check_least
 from partita.core.paper import Claim, Paper
 from partita.papers.baselines.dapo import DAPO
 from partita.papers.baselines.grpo import GRPO
@@ -65,13 +65,11 @@ class AnnealedDecoding(Rollout):
     def __post_init__(self) -> None:
         for name in ("high", "low", "decay", "most"):
             value = getattr(self, name)
-            if not 0 < value < math.inf:
-                raise UserError(f"rollout.{name}: expected a number above 0, got {value}")
+            check_above(f"rollout.{name}", value)
         if self.low > self.high:
             raise UserError(f"rollout.low: expected at most high = {self.high}, got {self.low}")
         for name in ("growth", "warmup"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"rollout.{name}: expected 0 or more, got {getattr(self, name)}")
+            check_least(f"rollout.{name}", getattr(self, name))
         if self.max_tokens is not None and self.max_tokens < 1:
             raise UserError(f"rollout.max_tokens: expected a positive number, or None, got {self.max_tokens}")
 

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from partita.core.batch import Batch, Outputs
 from partita.core.errors import UserError
+from partita.core.limits import check_least
 from partita.core.paper import Claim, Identity, Paper
 from partita.estimators.masked import masked_mean
 from partita.estimators.ratios import kl_estimate, log_ratio
@@ -82,8 +83,7 @@ class KLCov(CovarianceObjective):
 
     def __post_init__(self) -> None:
         check_unit("objective.share", self.share)
-        if not 0 <= self.coef < math.inf:
-            raise UserError(f"objective.coef: expected 0 or more, got {self.coef}")
+        check_least("objective.coef", self.coef)
         if self.estimator not in ("abs", "k2", "k3"):
             raise UserError(f"objective.estimator: expected abs, k2 or k3, got {self.estimator!r}")
 

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from partita.core.batch import Batch
 from partita.core.errors import UserError
+from partita.core.limits import check_above
 from partita.core.paper import Claim, Paper
 from partita.estimators import groups
 from partita.papers.baselines.grpo import GRPO
@@ -84,8 +85,7 @@ class MixedValueAtRisk(Credit):
             raise UserError(f"credit.omega: expected 0 or more, got {self.omega}")
         if self.bundle < 1:
             raise UserError(f"credit.bundle: expected at least 1 question, got {self.bundle}")
-        if not self.rate > 0:
-            raise UserError(f"credit.rate: expected a number above 0, got {self.rate}")
+        check_above("credit.rate", self.rate)
         if self.baseline not in ("upper", "lower", "mean"):
             raise UserError(f"credit.baseline: expected upper, lower or mean, got {self.baseline!r}")
 

@@ -12,7 +12,6 @@ right. Written after the authors' code (readme, bandit and loader) and the abstr
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from partita.core.batch import Batch
 from partita.core.errors import UserError
+from partita.core.limits import check_above
 from partita.core.paper import Claim, Paper
 from partita.papers.baselines.grpo import GRPO
 from partita.papers.measuring import pass_at, saved
@@ -65,8 +65,7 @@ class SelfEvolving(Curriculum):
             raise UserError(f"curriculum.arms: expected level, category or both, got {self.arms!r}")
         if not 0 < self.rate <= 1:
             raise UserError(f"curriculum.rate: expected a number above 0 and at most 1, got {self.rate}")
-        if not 0 < self.temperature < math.inf:
-            raise UserError(f"curriculum.temperature: expected a number above 0, got {self.temperature}")
+        check_above("curriculum.temperature", self.temperature)
         if self.levels and self.arms == "category":
             raise UserError("curriculum.levels: the arms are categories; choose --curriculum.arms level or both")
 

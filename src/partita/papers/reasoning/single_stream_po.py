@@ -24,6 +24,7 @@ from torch import Tensor
 
 from partita.core.batch import Batch
 from partita.core.errors import UserError
+from partita.core.limits import check_above
 from partita.core.paper import Claim, Paper
 from partita.papers.baselines.grpo import GRPO
 from partita.parts.aggregate import TokenMean
@@ -73,15 +74,13 @@ class ValueTracker(Pool):
         super().__post_init__()
         if self.initial < 0:
             raise UserError(f"curriculum.initial: expected 0 or more responses, got {self.initial}")
-        if not self.half > 0:
-            raise UserError(f"curriculum.half: expected a number above 0, got {self.half}")
+        check_above("curriculum.half", self.half)
         if not 0 <= self.rho_min <= self.rho_max <= 1 or self.rho_min == 1:
             raise UserError(
                 "curriculum.rho_max: expected 0 <= rho_min <= rho_max <= 1 and rho_min below 1, "
                 f"got {self.rho_min} and {self.rho_max}"
             )
-        if not self.epsilon > 0:
-            raise UserError(f"curriculum.epsilon: expected a number above 0, got {self.epsilon}")
+        check_above("curriculum.epsilon", self.epsilon)
         if not 0 <= self.gamma <= 1:
             raise UserError(f"curriculum.gamma: expected a number between 0 and 1, got {self.gamma}")
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from partita.core.batch import Batch
 from partita.core.errors import UserError
+from partita.core.limits import check_above
 from partita.core.paper import Claim, Paper
 from partita.estimators.groups import degenerate, group_mean
 from partita.papers.baselines.dapo import DAPO
@@ -82,8 +83,7 @@ class SegmentTree(TreeRollout):
             raise UserError(f"rollout.first_most: expected {self.first_least} or more, got {self.first_most}")
         if self.weigh not in ("evenly", "likely", "unlikely"):
             raise UserError(f"rollout.weigh: expected evenly, likely or unlikely, got {self.weigh!r}")
-        if not self.weigh_temperature > 0:
-            raise UserError(f"rollout.weigh_temperature: expected a number above 0, got {self.weigh_temperature}")
+        check_above("rollout.weigh_temperature", self.weigh_temperature)
 
     def grow(self, tree: Tree, generator: torch.Generator) -> Tensor:
         size = -(-tree.sampling.max_tokens // self.depth)

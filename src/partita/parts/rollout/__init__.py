@@ -10,6 +10,7 @@ import torch
 
 from partita.core.batch import Batch
 from partita.core.errors import UserError
+from partita.core.limits import check_above, check_count
 from partita.core.part import Part
 from partita.core.policy import Policy
 from partita.core.task import Task
@@ -61,8 +62,7 @@ class Sample(Rollout):
     max_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise UserError(f"rollout.temperature: expected a number above 0, got {self.temperature}")
+        check_above("rollout.temperature", self.temperature)
         if self.top_k < 0:
             raise UserError(f"rollout.top_k: expected 0 (off) or more, got {self.top_k}")
         for name in ("top_p", "min_p"):
@@ -194,8 +194,7 @@ class Segments(Rollout):
     _live: dict[str, Any] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise UserError(f"rollout.steps: expected at least 1, got {self.steps}")
+        check_count("rollout.steps", self.steps)
 
     def refuses(self, recipe: Any, task: Any) -> str | None:
         if task.domain != "control":

@@ -9,6 +9,7 @@ import torch
 
 from partita.core.batch import Batch
 from partita.core.errors import UserError
+from partita.core.limits import check_above
 from partita.core.part import Domain
 from partita.parts.rollout import Rollout, Sample, decoding, watched
 from partita.parts.rollout.language import judged
@@ -79,7 +80,6 @@ class TreeRollout(Rollout):
 
 def check_tree(part: TreeRollout) -> None:
     """Refuse a temperature or a length out of range."""
-    if not part.temperature > 0:
-        raise UserError(f"rollout.temperature: expected a number above 0, got {part.temperature}")
+    check_above("rollout.temperature", part.temperature)
     if part.max_tokens is not None and part.max_tokens < 1:
         raise UserError(f"rollout.max_tokens: expected a positive number, or None, got {part.max_tokens}")

@@ -13,6 +13,7 @@ from scipy import sparse
 from scipy.sparse.linalg import spsolve
 
 from partita.core.errors import UserError
+from partita.core.limits import check_share
 
 Array = NDArray[np.float64]
 Table = Any  # a NumPy array or a SciPy sparse array: both multiply by @
@@ -159,8 +160,7 @@ def check(mdp: FiniteMDP) -> None:
         given = getattr(mdp, name)
         if given and len(given) != count:
             raise UserError(f"{name}: expected {count} names, got {len(given)}")
-    if not 0 <= mdp.discount <= 1:
-        raise UserError(f"discount: expected a number from 0 to 1, got {mdp.discount}")
+    check_share("discount", mdp.discount)
     if mdp.horizon is not None and mdp.horizon < 1:
         raise UserError(f"horizon: expected 1 or more decisions, got {mdp.horizon}")
     exists = np.ones((size, choices), bool) if mdp.allowed is None else mdp.allowed

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from partita.core.errors import UserError
+from partita.core.limits import check_share
 from partita.estimators import games
 
 
@@ -90,16 +91,14 @@ class MatrixGame:
     @staticmethod
     def rock_paper_scissors(strength: float = 1.0, tau: float = 0.0, log_ref: Tensor | None = None) -> MatrixGame:
         """Each of three responses beats the one before it with probability (1 + strength) / 2."""
-        if not 0 <= strength <= 1:
-            raise UserError(f"strength: expected a number from 0 to 1, got {strength}")
+        check_share("strength", strength)
         turn = torch.tensor([[0, -1, 1], [1, 0, -1], [-1, 1, 0]], dtype=torch.float64)
         return MatrixGame((1 + strength * turn) / 2, log_ref, tau)
 
     @staticmethod
     def random(actions: int, seed: int, intransitive: float = 1.0, tau: float = 0.0) -> MatrixGame:
         """s((1 - c) (r_i - r_j) + c S_ij): r and the skew-symmetric S standard normal, c = `intransitive`."""
-        if not 0 <= intransitive <= 1:
-            raise UserError(f"intransitive: expected a number from 0 to 1, got {intransitive}")
+        check_share("intransitive", intransitive)
         generator = torch.Generator().manual_seed(seed)
         r = torch.randn(actions, generator=generator, dtype=torch.float64)
         s = torch.randn(actions, actions, generator=generator, dtype=torch.float64).triu(1)
