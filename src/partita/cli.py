@@ -25,6 +25,7 @@ HELP = """partita: policy optimisation, in parts
   partita report [DIR ...]        one HTML page comparing runs; without runs, a site of all works and evidence
   partita compare A B ...         recipes over the same seeds: table, intervals, page; --task T --seeds N --jobs N
   partita claim KEY               a work's claim, treatment against control, written as evidence; --check, --all
+  partita figure KEY              a work's figures, measured beside the theory's lines, for its page
   partita tune RECIPE             search settings on tuning seeds; --search lr=1e-4..1e-2:log --trials N
   partita record TASK             episodes by scripted behaviours or a run's policy; --behaviour MIX --out DIR
   partita data DIR_OR_FILE        what logged data, or a file of preferences, hold, and which rows are useless
@@ -243,6 +244,17 @@ def claim(argv: list[str]) -> None:
     run(argv, engine(argv))
 
 
+def figure(argv: list[str]) -> None:
+    """partita figure KEY [--seeds N] [--out FILE.json]: measure a work's figures and write evidence/figures/KEY.json.
+
+    The page of the work (`partita report`) draws them: a line is the mean over seeds, its band the least and the
+    largest, the theory's lines are dashed.
+    """
+    from partita.lab.figure import main as run
+
+    run(argv)
+
+
 def tune(argv: list[str]) -> None:
     """partita tune RECIPE [flags]: search settings on tuning seeds (1000, 1001, ...), and record every trial.
 
@@ -319,10 +331,9 @@ def engine(argv: list[str]) -> Any:
 
 
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
-    "train": train, "solve": solve, "compare": compare, "claim": claim, "tune": tune, "record": record, "data": data,
-    "doctor": doctor,
-    "play": play, "evaluate": evaluate, "report": report, "papers": papers, "show": show, "diff": diff,
-    "parts": parts,
+    "train": train, "solve": solve, "compare": compare, "claim": claim, "figure": figure, "tune": tune,
+    "record": record, "data": data, "doctor": doctor, "play": play, "evaluate": evaluate, "report": report,
+    "papers": papers, "show": show, "diff": diff, "parts": parts,
 }  # fmt: skip
 
 

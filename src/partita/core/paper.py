@@ -1,4 +1,4 @@
-"""`Paper`, `Claim` and `Identity`: what a file under `papers/` says of itself."""
+"""`Paper`, `Claim`, `Identity` and `Figure`: what a file under `papers/` says of itself."""
 
 from __future__ import annotations
 
@@ -77,3 +77,21 @@ class Identity:
     relative: bool = False
     seeds: int = 1
     analysis: str = ""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Lines that were measured, beside those that the theory draws.
+
+    x: where lines are told. measure: of a seed, by name the values of each line at x. theory: by name, a value of x.
+    log: both axes are logarithmic. Held under `FIGURES` of the paper's file; `partita figure KEY` measures them.
+    """
+
+    title: str
+    x_name: str
+    y_name: str
+    x: tuple[float, ...]
+    measure: Callable[[int], Mapping[str, Any]]
+    theory: Mapping[str, Callable[[float], float]] = field(default_factory=dict)
+    log: bool = False
+    seeds: int = 8

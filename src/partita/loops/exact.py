@@ -31,7 +31,7 @@ class Exact(Recipe):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("sweeps", "every"):
-            check_count(f"{name}", getattr(self, name))
+            check_count(name, getattr(self, name))
 
     def small(self) -> Exact:
         """The same with a few sweeps, to see that everything fits."""

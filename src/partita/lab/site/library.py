@@ -14,7 +14,7 @@ from partita.core import registry
 from partita.core.errors import UserError
 from partita.core.part import Part
 from partita.core.recipe import Recipe
-from partita.lab.site import evidence
+from partita.lab.site import evidence, theory
 from partita.lab.site.evidence import Entry
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # of keys, slots and parts: pages and anchors bear them
@@ -48,6 +48,7 @@ class Work:
     source: str
     claims: tuple[Claimed, ...]
     found: tuple[Entry, ...]
+    figures: tuple[dict[str, Any], ...] = ()
 
     @property
     def open_claims(self) -> tuple[Claimed, ...]:
@@ -135,6 +136,7 @@ def _work(key: str, entry: Mapping[str, Any], folder: Path) -> Work:
         source=_source(entry["module"]),
         claims=_claims(module, entry),
         found=tuple(evidence.read(path)) if path.exists() else (),
+        figures=tuple(theory.read(folder, key)),
     )  # fmt: skip
 
 

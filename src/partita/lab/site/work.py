@@ -9,6 +9,7 @@ from partita.core.part import Part, equations
 from partita.core.recipe import Recipe, differences
 from partita.lab.catalogue import describe
 from partita.lab.markup import Markup, join, tag
+from partita.lab.site import theory
 from partita.lab.site.library import Claimed, Filling, Library, Work, defaults, doc_of
 from partita.lab.site.page import anchor, badge, code, commas, count, link, page
 from partita.lab.site.proof import proof, recipe
@@ -23,6 +24,7 @@ def work_page(work: Work, library: Library, home: str | None) -> str:
     sections = {
         "changes": ("What it changes", _changes(work, library)),
         "evidence": ("Evidence", _evidence(work, library)),
+        "figures": ("Measured beside the theory", _figures(work)),
         "run": ("Run it", tag("pre", "\n".join(commands(work, parts, library)), class_="block")),
         "parts": ("Parts", join(_part(held) for held in parts) if parts else None),
         "recipe": ("Recipes" if len(work.recipes) > 1 else "Recipe", _recipes(work, library)),
@@ -70,6 +72,13 @@ def _verdicts(work: Work) -> Markup:
         return tag("p", NO_EVIDENCE, class_="quiet")
     lines = (tag("li", link(badge(e.verdict), f"#{anchor(i)}"), " ", e.statement) for i, e in enumerate(work.found, 1))
     return tag("ul", *lines, class_="verdicts")
+
+
+def _figures(work: Work) -> Markup | None:
+    if not work.figures:
+        return None
+    drawn = (tag("div", theory.drawing(held, f"figure-{i}")) for i, held in enumerate(work.figures, 1))
+    return tag("div", *drawn, class_="plots")
 
 
 def _comparisons(work: Work) -> list[tuple[str, str]]:
