@@ -6,6 +6,7 @@
     python benchmarks/run.py sac                     # updates a second: Partita, SB3, SBX and two lean loops
     python benchmarks/run.py offline                 # updates a second of TD3+BC and IQL: Partita, d3rlpy
     python benchmarks/run.py sac-curves              # area under evaluation curves: Partita, SB3
+    python benchmarks/run.py planning                # seconds to 1e-8 on 10,000 states: Partita, plain SciPy
     python benchmarks/run.py grpo --quick --out /tmp/try.json
 
 Makes the peers' environments if they are missing. Prints a table of medians with ratios, and writes every single
@@ -31,12 +32,13 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import environments, jobs, replay  # noqa: E402
+from benchmarks import environments, jobs, planning, replay  # noqa: E402
 from benchmarks.jobs import Measure, Side, Target  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 MODEL = environments.HOME / "tiny-qwen2"
-BENCHMARKS, TARGETS = {**jobs.BENCHMARKS, **replay.BENCHMARKS}, {**jobs.TARGETS, **replay.TARGETS}
+BENCHMARKS = {**jobs.BENCHMARKS, **replay.BENCHMARKS, **planning.BENCHMARKS}
+TARGETS = {**jobs.TARGETS, **replay.TARGETS, **planning.TARGETS}
 SEED = 100  # settings were chosen on seeds below
 
 Row = dict[str, Any]

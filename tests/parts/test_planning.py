@@ -14,6 +14,8 @@ from partita.parts.planning import (
     ValueIteration,
     bounds,
 )
+from partita.tasks.finite.gambler import Gambler
+from partita.tasks.finite.garnet import Garnet
 from partita.tasks.finite.river_swim import RiverSwim
 from processes import forest, random_process
 
@@ -114,6 +116,17 @@ def test_visits_of_the_program_are_those_of_its_policy():
     found = answer(LinearProgramming(), mdp)
     visits = mdp.occupancy(found.tables["policy"]) / (1 - mdp.discount)
     np.testing.assert_allclose(found.tables["visits"].sum(1), visits, atol=1e-6)
+
+
+def test_without_a_discount_states_that_are_never_left_and_pay_nothing_are_worth_nothing():
+    found = answer(PolicyIteration(), Gambler().process).tables["values"]
+    np.testing.assert_allclose(found[[0, 25, 50, 75, 100]], [0, 0.16, 0.4, 0.64, 0], atol=1e-9)
+
+
+def test_large_sparse_systems_are_solved_too():
+    mdp = Garnet(states=2000, branches=4, discount=0.99).process
+    found = answer(PolicyIteration(), mdp).tables["values"]
+    np.testing.assert_allclose(mdp.q(found).max(1), found, atol=1e-8)
 
 
 def test_the_loop_counts_stops_and_records():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
@@ -10,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
-from scipy.sparse.linalg import spsolve
+from scipy.sparse.linalg import MatrixRankWarning, gmres, spsolve
 
 from partita.core.errors import UserError
 from partita.core.limits import check_share
@@ -18,6 +19,7 @@ from partita.core.limits import check_share
 Array = NDArray[np.float64]
 Table = Any  # a NumPy array or a SciPy sparse array: both multiply by @
 CLOSE = 1e-9  # how far a row of probabilities may be from 1
+LARGE = 1000  # states beyond which sparse systems are solved by iteration first
 HUGE = 1e12  # times the rewards: beyond it values are what rounding makes of a singular system
 
 
@@ -97,7 +99,13 @@ class FiniteMDP:
         v = r_pi + discount P_pi v
         """
         chain, reward = self.under(policy)
-        return _solved(chain, self.discount, reward)
+        if self.discount < 1:
+            return _solved(chain, self.discount, reward)
+        on = ~((chain.diagonal() > 1 - CLOSE) & (reward == 0))  # the others are never left and pay nothing
+        values = np.zeros(self.size)
+        if on.any():
+            values[on] = _solved(chain[on][:, on], 1.0, reward[on])
+        return values
 
     def occupancy(self, policy: NDArray[Any]) -> Array:
         """How much of the discounted time is spent in each state, (S,), which adds up to 1.
@@ -135,7 +143,13 @@ def _solved(chain: Table, discount: float, right: Array) -> Array:
     size = len(right)
     try:
         if sparse.issparse(chain):
-            found = spsolve(sparse.eye_array(size, format="csc") - discount * sparse.csc_array(chain), right)
+            system, failed = sparse.eye_array(size, format="csc") - discount * sparse.csc_array(chain), 1
+            if size > LARGE:  # a factorisation fills in
+                found, failed = gmres(system, right, rtol=1e-13, atol=0.0, restart=50, maxiter=10)
+            if failed:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", MatrixRankWarning)  # its numbers are looked at below
+                    found = spsolve(system, right)
         else:
             found = np.linalg.solve(np.eye(size) - discount * chain, right)
     except np.linalg.LinAlgError:
