@@ -72,3 +72,9 @@ def test_train_sends_exact_recipes_here(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["train", "value_iteration"])
     assert stopped.value.code == 2 and "use partita solve value_iteration" in capsys.readouterr().err
+
+
+def test_train_refuses_tasks_in_which_nothing_acts(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", "ppo", "--task", "brownian"])
+    assert stopped.value.code == 2 and "task brownian: nothing acts in it; use partita solve" in capsys.readouterr().err

@@ -36,6 +36,8 @@ def parse(argv: Sequence[str]) -> tuple[Config, dict[str, Any]]:
     choices = choose(words, (*recipe.slots, "task", "policy"), many)
     if "task" in choices:
         config = replace(config, task=task_named(choices["task"][0], config.task, recipe.loop))
+    if config.task.domain == "control" and not hasattr(type(config.task), "observation_shape"):
+        raise UserError(f"task {config.task.part_name()}: nothing acts in it; use partita solve")
     if "policy" in choices:
         config = replace(config, policy=part_named("policy", choices["policy"][0], config.policy))
     elif config.task.domain not in config.policy.domains:
