@@ -329,14 +329,14 @@ def excess(seed: int, most: int = 6, discount: float = 0.7) -> float:
     return worst
 
 
-def windfall_margin(_: int) -> float:
+def windfall_margin(seed: int) -> float:
     """What the stock gains where half of the objective is CVaR: 3.75 - 3.5."""
     mdp = Windfall().process
     with_stock, without = (last(s(share=0.5), mdp) for s in (DistributionalValueIteration, StocklessDp))
     return with_stock.numbers["value"] - without.numbers["value"]
 
 
-def balance_margin(_: int) -> float:
+def balance_margin(seed: int) -> float:
     """What the stock gains where 1 in all is wanted, after a windfall of 0 or 1: 0 - (-1/2)."""
     mdp = Windfall(prize=1.0, sure=0.0, win=1.0, odds=1.0).process
     both = (last(s(objective="target", target=1.0), mdp) for s in (DistributionalValueIteration, StocklessDp))
