@@ -155,12 +155,20 @@ def evaluate(argv: list[str]) -> None:
     --task DATA         logged data (also --task offline and its fields); by default those that the run learnt from
     --sampled           the policy draws its actions, as is, wis and dr need; otherwise it takes the likeliest
     --updates N (5000) of fqe's critics            --discount X (the recipe's)    --seed N     --json
+
+    --certify           instead: what smoothing guarantees of a run's policy whatever is done to its observations
+    --sigma X           of the noise (that of `--task noisy`)    --budgets 0,0.1,0.2,0.4,0.8   --episodes N   --alpha X
+    --attack            and what the attacks leave, of it and of the policy without noise     --seed N     --json
     """
     flags = {word.partition("=")[0] for word in argv}
     if "--ope" in flags:
         from partita.lab.ope import main as ope
 
         return ope(argv)
+    if "--certify" in flags:
+        from partita.lab.certify import main as certify
+
+        return certify(argv)
     if "--best-of" in flags:
         from partita.lab.best_of import main as best_of
 
