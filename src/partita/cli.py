@@ -158,7 +158,8 @@ def evaluate(argv: list[str]) -> None:
 
     --certify           instead: what smoothing guarantees of a run's policy whatever is done to its observations
     --sigma X           of the noise (that of `--task noisy`)    --budgets 0,0.1,0.2,0.4,0.8   --episodes N   --alpha X
-    --attack            and what the attacks leave, of it and of the policy without noise     --seed N     --json
+    --attack A (all)    greedy, steady or none: what the strongest leaves of it, and of the policy without noise
+    --lowest X          the least return there can be, where that is not known     --seed N     --json
     """
     flags = {word.partition("=")[0] for word in argv}
     if "--ope" in flags:

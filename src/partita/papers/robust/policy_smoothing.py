@@ -30,7 +30,7 @@ from scipy import stats
 from torch import Tensor
 
 from partita.core.errors import UserError
-from partita.core.paper import Claim, Identity, Paper
+from partita.core.paper import Claim, Figure, Identity, Paper
 from partita.loops.replay import train
 from partita.loops.run import Generators, Run
 from partita.papers.baselines.dqn import DQN
@@ -269,3 +269,24 @@ CLAIMS = (
         measure=off_the_bound, expected=0.0, tolerance=1e-9,
     ),
 )  # fmt: skip
+
+BUDGETS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.6, 0.8, 1.0)
+
+
+def won(seed: int) -> dict[str, list[float]]:
+    """What the best adaptive adversary leaves of a linear game of three steps at sigma 0.5, by its budget."""
+    weights = (0.5, math.sqrt(3 / 8), math.sqrt(3 / 8))
+    return {"three steps": [linear_game(weights, -0.5, budget, 0.5, angles=12) for budget in BUDGETS]}
+
+
+FIGURES = (
+    Figure(
+        title="A game under the best adaptive adversary",
+        x_name="budget",
+        y_name="chance of winning",
+        x=BUDGETS,
+        measure=won,
+        seeds=1,
+        theory={"Phi(Phi^-1(p) - B / sigma)": lambda b: float(attacked_chance(stats.norm.cdf(1.0), b, 0.5))},
+    ),
+)

@@ -33,10 +33,22 @@ import numpy as np
 from scipy import sparse
 
 from partita.core.errors import UserError
-from partita.core.paper import Claim, Identity, Paper
+from partita.core.paper import Claim, Figure, Identity, Paper
 from partita.loops.exact import Exact
 from partita.papers.theory.stock_agent import QR_DQN, STOCK_QR_DQN, compared
-from partita.papers.theory.stock_tree import DIGITS, Plan, Tree, brute_force, entries, lower_tail, unfold
+from partita.papers.theory.stock_tree import (
+    DIGITS,
+    SWEEPS,
+    Plan,
+    Tree,
+    brute_force,
+    drawn,
+    entries,
+    excess,
+    lower_tail,
+    missed,
+    unfold,
+)  # fmt: skip
 from partita.parts.planning import check_tolerance
 from partita.parts.solver import Solution, Solver
 from partita.tasks.control.stocked import Kinked
@@ -279,13 +291,6 @@ RECIPES = {
 }
 
 
-def drawn(seed: int, discount: float, horizon: int | None = None) -> FiniteMDP:
-    """A process of two states and two actions with rewards -1, 0 or 1 by where one comes to."""
-    rng = np.random.default_rng(seed)
-    gains = rng.integers(-1, 2, (4, 2))
-    return FiniteMDP(rng.dirichlet((1, 1), 4), np.zeros((2, 2)), np.eye(2)[0], discount, horizon, gains=gains)
-
-
 def last(solver: Solver, problem: FiniteMDP) -> Solution:
     """What a solver comes to."""
     *_, found = solver(problem, np.random.default_rng(0))
@@ -310,23 +315,6 @@ def cvar_gap(seed: int) -> float:
 def target_gap(seed: int) -> float:
     """`gap` of the distance to 0.5."""
     return gap(seed, DistributionalValueIteration(objective="target", target=0.5))
-
-
-def excess(seed: int, most: int = 6, discount: float = 0.7) -> float:
-    """By how much n sweeps miss the value of `most` sweeps beyond the bound, at worst over n, states and stocks.
-
-    |F_n - F_m| <= L discount^n R (1 - discount^(m - n)) / (1 - discount)
-    """
-    mdp, f, worst = drawn(seed, discount), Kinked(1.0, -1.0), 0.0
-    reward, stocks = float(np.abs(entries(mdp).paid).max()), np.linspace(-3, 3, 7)
-    values = []
-    for n in range(1, most + 1):
-        tree = unfold(mdp, n)
-        values.append([tree.backup(f, c)[0] @ f(c + tree.outcomes) for c in stocks])
-    for n, found in enumerate(values, 1):
-        bound = discount**n * reward * (1 - discount ** (most - n)) / (1 - discount)
-        worst = max(worst, float(np.abs(np.subtract(found, values[-1])).max()) - bound)
-    return worst
 
 
 def windfall_margin(seed: int) -> float:
@@ -389,3 +377,14 @@ CLAIMS = (
         measure=balance_margin, expected=0.5, tolerance=1e-12,
     ),
 )  # fmt: skip
+
+FIGURES = (
+    Figure(
+        title="What n sweeps miss of the distance to a set-point",
+        x_name="sweeps",
+        y_name="error of the value",
+        x=SWEEPS,
+        measure=missed,
+        theory={"L discount^n R, what the rest can earn": lambda n: (0.7**n - 0.7**6) / 0.3},
+    ),
+)

@@ -33,15 +33,7 @@ from partita.core.errors import UserError
 from partita.core.limits import check_count, check_share
 from partita.core.paper import Claim, Figure, Identity, Paper
 from partita.loops.exact import Exact
-from partita.parts.evaluation import (
-    check_choice,
-    check_rates,
-    met,
-    moments,
-    semi_gradient,
-    solved,
-    traces,
-)  # fmt: skip
+from partita.parts.evaluation import check_choice, check_rates, met, moments, semi_gradient, solved, traces
 from partita.parts.solver import Solution, Solver
 from partita.tasks.finite.diffusions import (
     Array,
@@ -51,7 +43,7 @@ from partita.tasks.finite.diffusions import (
     OrnsteinUhlenbeck,
     increments,
     sampled,
-)
+)  # fmt: skip
 
 PAPER = Paper(
     key="martingale_pe",

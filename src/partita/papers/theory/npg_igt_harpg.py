@@ -29,10 +29,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from partita.core.limits import check_above, check_count, check_share
-from partita.core.paper import Claim, Identity, Paper
-from partita.loops.exact import Exact
+from partita.core.paper import Claim, Figure, Identity, Paper
+from partita.loops.exact import Exact, solve
 from partita.parts.solver import Solution, Solver
-from partita.tasks.finite.regulator import LinearRegulator, Regulator
+from partita.tasks.finite.regulator import LinearRegulator, Regulator, path
 
 PAPER = Paper(
     key="npg_igt_harpg",
@@ -53,26 +53,6 @@ class Oracle(Protocol):
     def change(self, before: Array, theta: Array) -> Array:
         """An estimate of the gradient at theta less that at `before`."""
         ...
-
-
-def path(problem: Regulator, theta: Array, sigma: float, start: Array, noise: Array) -> tuple[Array, Array, Array]:
-    """Trajectories of R policies u = theta x + sigma noise: x (H, R, n), scores (H, R, m), discounted reward-to-go.
-
-        score_t = noise_t / sigma,    togo_t = sum_{h >= t} discount^h r_h      (H, R)
-
-    start: (R, n). noise: (H, R, m), standard normal.
-    """
-    length, runs, _ = noise.shape
-    states, reward, x = np.empty((length, *start.shape)), np.empty((length, runs)), start
-    closed = (problem.A + problem.B @ theta).transpose(0, 2, 1)
-    pushed = sigma * noise @ problem.B.T
-    for h in range(length):
-        states[h] = x
-        x = (x[:, None] @ closed)[:, 0] + pushed[h]
-    actions = np.einsum("rmn,hrn->hrm", theta, states) + sigma * noise
-    reward = -((states**2).sum(2) + problem.price * (actions**2).sum(2))
-    reward *= problem.discount ** np.arange(length)[:, None]
-    return states, noise / sigma, reward[::-1].cumsum(0)[::-1]
 
 
 def sampled_gradient(states: Array, scores: Array, togo: Array) -> Array:
@@ -382,3 +362,29 @@ CLAIMS = (
         tolerance=1e-6, seeds=8,
     ),
 )  # fmt: skip
+
+PLACES = tuple(float(x) for x in np.geomspace(200, 10_000, 18).round())
+
+
+def gaps(seed: int) -> dict[str, Array]:
+    """The mean gap of 16 runs at PLACES, by method, at its default steps."""
+    found = {}
+    for name in ("vanilla_pg", "n_pg_igt", "n_harpg"):
+        solver = METHODS[name].but(updates=50)
+        recipe = Exact(solver=solver, sweeps=round(PLACES[-1] / 50 / solver.trajectories))
+        curves = solve(recipe, LinearRegulator().regulator, seed).curves
+        found[name] = np.exp(np.interp(np.log(PLACES), np.log(curves["trajectories"]), np.log(curves["gap"])))
+    return found
+
+
+FIGURES = (
+    Figure(
+        title="How far from the best, over trajectories",
+        x_name="trajectories of a run",
+        y_name="gap",
+        x=PLACES,
+        measure=gaps,
+        log=True,
+        theory={"T^(-2/5), scaled": lambda t: 10 * t**-0.4, "T^(-1/2), scaled": lambda t: 10 * t**-0.5},
+    ),
+)

@@ -1,4 +1,4 @@
-"""What can happen in a finite process, decision by decision, with what was earned; and every policy in turn."""
+"""What can have happened in a finite process and what was earned; every policy in turn; and what sweeps miss."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from scipy import sparse
 
 from partita.core.errors import UserError
 from partita.parts.planning import TIE
+from partita.tasks.control.stocked import Kinked
 from partita.tasks.finite.mdp import Array, FiniteMDP
 
 DIGITS = 9  # decimals to which equal stocks agree
@@ -157,3 +158,38 @@ def brute_force(mdp: FiniteMDP, horizon: int) -> tuple[Array, Array]:
         gained += mdp.discount**t * paid[row, after]
         offset, seen, at = offset + counts[t], seen * size + after, after
     return gained, chance
+
+
+def drawn(seed: int, discount: float, horizon: int | None = None) -> FiniteMDP:
+    """A process of two states and two actions with rewards -1, 0 or 1 by where one comes to."""
+    rng = np.random.default_rng(seed)
+    gains = rng.integers(-1, 2, (4, 2))
+    return FiniteMDP(rng.dirichlet((1, 1), 4), np.zeros((2, 2)), np.eye(2)[0], discount, horizon, gains=gains)
+
+
+def excess(seed: int, most: int = 6, discount: float = 0.7) -> float:
+    """By how much n sweeps miss the value of `most` sweeps beyond the bound, at worst over n, states and stocks.
+
+    |F_n - F_m| <= L discount^n R (1 - discount^(m - n)) / (1 - discount)
+    """
+    mdp, f, worst = drawn(seed, discount), Kinked(1.0, -1.0), 0.0
+    reward, stocks = float(np.abs(entries(mdp).paid).max()), np.linspace(-3, 3, 7)
+    values = []
+    for n in range(1, most + 1):
+        tree = unfold(mdp, n)
+        values.append([tree.backup(f, c)[0] @ f(c + tree.outcomes) for c in stocks])
+    for n, found in enumerate(values, 1):
+        bound = discount**n * reward * (1 - discount ** (most - n)) / (1 - discount)
+        worst = max(worst, float(np.abs(np.subtract(found, values[-1])).max()) - bound)
+    return worst
+
+
+SWEEPS = (1, 2, 3, 4, 5)
+
+
+def missed(seed: int, most: int = 6, discount: float = 0.7) -> dict[str, list[float]]:
+    """How far the best values of n sweeps are from those of `most`, at most over states and stocks."""
+    mdp, f, stocks = drawn(seed, discount), Kinked(1.0, -1.0), np.linspace(-3, 3, 7)
+    trees = [unfold(mdp, n) for n in (*SWEEPS, most)]
+    values = [np.array([tree.backup(f, c)[0] @ f(c + tree.outcomes) for c in stocks]) for tree in trees]
+    return {"n sweeps": [float(np.abs(found - values[-1]).max()) for found in values[:-1]]}

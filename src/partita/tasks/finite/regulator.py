@@ -63,6 +63,26 @@ class Regulator:
         return np.asarray(-np.linalg.solve(self.price * np.eye(m) + right @ self.B, right @ self.A))
 
 
+def path(problem: Regulator, theta: Array, sigma: float, start: Array, noise: Array) -> tuple[Array, Array, Array]:
+    """Trajectories of R policies u = theta x + sigma noise: x (H, R, n), scores (H, R, m), discounted reward-to-go.
+
+        score_t = noise_t / sigma,    togo_t = sum_{h >= t} discount^h r_h      (H, R)
+
+    start: (R, n). noise: (H, R, m), standard normal.
+    """
+    length, runs, _ = noise.shape
+    states, reward, x = np.empty((length, *start.shape)), np.empty((length, runs)), start
+    closed = (problem.A + problem.B @ theta).transpose(0, 2, 1)
+    pushed = sigma * noise @ problem.B.T
+    for h in range(length):
+        states[h] = x
+        x = (x[:, None] @ closed)[:, 0] + pushed[h]
+    actions = np.einsum("rmn,hrn->hrm", theta, states) + sigma * noise
+    reward = -((states**2).sum(2) + problem.price * (actions**2).sum(2))
+    reward *= problem.discount ** np.arange(length)[:, None]
+    return states, noise / sigma, reward[::-1].cumsum(0)[::-1]
+
+
 @dataclass(frozen=True)
 class LinearRegulator(Native):
     """Hold a point in the plane that turns and decays near 0 by pushing it, in discrete time.
