@@ -9,6 +9,7 @@ from partita.loops.exact import Exact, solve
 from partita.parts.evaluation import GTD2, LSTD, TD, TDC, Moves, best, moments, semi_gradient, traces, trajectories
 from partita.parts.evaluation import uniform as evenly
 from partita.tasks.finite.mdp import FiniteMDP, assembled
+from partita.tasks.finite.river_swim import RiverSwim
 from processes import random_process
 
 SHORT = {"episodes": 16, "length": 20, "batches": 10}
@@ -154,3 +155,9 @@ def test_sparse_and_dense_tables_give_the_same_episodes():
 def test_refusals(make, said):
     with pytest.raises(UserError, match=said):
         make()
+
+
+def test_steps_that_diverge_are_told_in_a_line(recwarn):
+    with pytest.raises(UserError, match=r"sweep \d+: value is not a number"):
+        solve(Exact(solver=GTD2(lr=50.0)), RiverSwim().process)
+    assert not recwarn.list

@@ -67,18 +67,19 @@ def solve(recipe: Exact, problem: Any, seed: int = 0, watch: Callable[[int, Solu
     began, generator = time.perf_counter(), np.random.default_rng(seed)
     rows: list[dict[str, float]] = []
     last, count, finished = None, 0, True
-    for solution in recipe.solver.fresh()(problem, generator):
-        last, count = solution, count + 1
-        for name, value in solution.numbers.items():
-            if math.isnan(value):
-                raise NonFinite(f"sweep {count}: {name} is not a number; stopped")
-        if count % recipe.every == 0:
-            rows.append({"sweep": float(count), **solution.numbers})
-        if watch is not None:
-            watch(count, solution)
-        if count >= recipe.sweeps:
-            finished = False
-            break
+    with np.errstate(over="ignore", invalid="ignore"):  # what diverges is told by its numbers
+        for solution in recipe.solver.fresh()(problem, generator):
+            last, count = solution, count + 1
+            for name, value in solution.numbers.items():
+                if math.isnan(value):
+                    raise NonFinite(f"sweep {count}: {name} is not a number; stopped")
+            if count % recipe.every == 0:
+                rows.append({"sweep": float(count), **solution.numbers})
+            if watch is not None:
+                watch(count, solution)
+            if count >= recipe.sweeps:
+                finished = False
+                break
     if last is None:
         raise UserError(f"solver {recipe.solver.part_name()}: it found nothing to do")
     names = dict.fromkeys(name for row in rows for name in row)
