@@ -70,6 +70,17 @@ def test_many_trajectories_climb_the_closed_form():
     assert (np.abs(drawn.mean(0) - slopes) < 4 * drawn.std(0) / np.sqrt(len(drawn))).all()
 
 
+def test_changes_are_of_a_point_between_along_the_way():
+    before, theta = np.random.default_rng(1).normal(size=(2, 3, 2, 2))
+    streams, same = np.random.default_rng(0).spawn(2), np.random.default_rng(0).spawn(2)
+    found = Sampler(PROBLEM, 0.7, 4, tuple(streams)).change(before, theta)
+    q = same[1].random((3, 1, 1))
+    place = before + q * (theta - before)
+    drawn = path(PROBLEM, place, 0.7, same[1].standard_normal((3, 2)), same[1].standard_normal((4, 3, 2)))
+    np.testing.assert_allclose(found, sampled_product(*drawn, 0.7, theta - before))
+    assert (Sampler(PROBLEM, 0.7, 4, tuple(streams)).change(theta, theta) == 0).all()
+
+
 def test_corrections_cancel_on_a_quadratic_and_only_they():
     assert strayed(1000) < 1e-12
     oracle, start = Quadratic(np.diag([1.0, 3.0]), np.ones(2)), np.zeros((1, 1, 2))

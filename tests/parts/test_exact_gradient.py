@@ -31,6 +31,13 @@ def test_one_step_of_a_bandit_by_hand():
         assert logits[1] - logits[0] == pytest.approx(0.3 * (rise[1] - rise[0]))
 
 
+def test_steps_that_are_not_given_go_with_the_rewards_and_the_discount():
+    wide = BANDIT.but(reward=np.array([[0.0, 4.0]]))  # A = (-2, 2), gradient (-2, 2), natural (-4, 4)
+    for kind, gap in ((ExactPolicyGradient, 0.5**3 / (8 * 4) * 4), (ExactNaturalPolicyGradient, 8 / 4)):
+        logits = np.log(steps(kind(), wide, 2)[1].tables["policy"][0])
+        assert logits[1] - logits[0] == pytest.approx(gap)
+
+
 def test_the_gradient_against_finite_differences():
     mdp, rng = random_process(1), np.random.default_rng(0)
     theta = rng.normal(size=(6, 3))
