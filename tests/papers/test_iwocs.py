@@ -224,9 +224,9 @@ def test_gridworlds_are_families(capsys):
     [
         (lambda: Iwocs(tolerance=0), "solver.tolerance: expected a number above 0"),
         (lambda: Iwocs(iterations=-1), "solver.iterations: expected 0 or more"),
-        (lambda: Iwocs(inner="sarsa"), "solver.inner: expected one of policy_iteration, value_iteration"),
-        (lambda: Iwocs(keep="all"), "solver.keep: expected one of last, best"),
-        (lambda: SingleProcess(model="median"), "solver.model: expected one of mean, nominal"),
+        (lambda: Iwocs(inner="sarsa"), "solver.inner: expected policy_iteration or value_iteration"),
+        (lambda: Iwocs(keep="all"), "solver.keep: expected last or best"),
+        (lambda: SingleProcess(model="median"), "solver.model: expected mean or nominal"),
         (lambda: RandomPendulum(masses=(2.0, 1.0)), "task.masses: expected a lower and a higher number"),
         (lambda: solve(Exact(solver=Iwocs()), ENDING), "it cannot solve this problem: its processes end after 5"),
     ],

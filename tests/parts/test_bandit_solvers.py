@@ -144,7 +144,7 @@ def test_without_delay_the_set_holds_the_truth():
         (lambda: Exp3(reports=0), "solver.reports"),
         (lambda: LinUCB(lam=0.0), "solver.lam: expected a number above 0"),
         (lambda: LinUCB(delta=1.0), "solver.delta: expected a number between 0 and 1"),
-        (lambda: LinUCB(growth="none"), "solver.growth: expected one of det, trace"),
+        (lambda: LinUCB(growth="none"), "solver.growth: expected det or trace"),
         (lambda: UCB1(reach=0.0), "solver.reach: expected a number above 0"),
         (lambda: Exp3(reach=math.inf), "solver.reach"),
         (lambda: Exp3(gamma=0.0), "solver.gamma"),

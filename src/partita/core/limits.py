@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from partita.core.errors import UserError
 
@@ -29,3 +30,11 @@ def check_count(name: str, value: int) -> None:
     """Refuse numbers below 1."""
     if not value >= 1:
         raise UserError(f"{name}: expected 1 or more, got {value}")
+
+
+def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
+    """Refuse what is none of the choices."""
+    known = tuple(choices)
+    if value not in known:
+        said = " or ".join(filter(None, (", ".join(known[:-1]), known[-1])))
+        raise UserError(f"{name}: expected {said}, got {value!r}")

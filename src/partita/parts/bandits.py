@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from partita.core.errors import UserError
-from partita.core.limits import check_above, check_count
+from partita.core.limits import check_above, check_choice, check_count
 from partita.parts.solver import Solution, Solver
 from partita.tasks.finite.bandits import Array, LinearBandit
 
@@ -166,8 +166,7 @@ class LinUCB(Rounds):
             check_above("solver.lam", self.lam)
         if self.delta is not None and not 0 < self.delta < 1:
             raise UserError(f"solver.delta: expected a number between 0 and 1, got {self.delta}")
-        if self.growth not in get_args(Growth):
-            raise UserError(f"solver.growth: expected one of {', '.join(get_args(Growth))}, got {self.growth!r}")
+        check_choice("solver.growth", self.growth, get_args(Growth))
 
     @property
     def ridge(self) -> float:

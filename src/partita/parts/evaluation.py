@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from partita.core.errors import UserError
-from partita.core.limits import check_above, check_count, check_least, check_share
+from partita.core.limits import check_above, check_choice, check_count, check_least, check_share
 from partita.parts.planning import PolicyIteration, about
 from partita.parts.solver import Solution, Solver
 from partita.tasks.finite.mdp import Array, FiniteMDP
@@ -136,8 +136,8 @@ class Evaluation(Solver):
     batches: int = 200
 
     def __post_init__(self) -> None:
-        check_choice("policy", self.policy, POLICIES)
-        check_choice("behaviour", self.behaviour, ("policy", "uniform"))
+        check_choice("solver.policy", self.policy, POLICIES)
+        check_choice("solver.behaviour", self.behaviour, ("policy", "uniform"))
         for name in ("episodes", "length", "batches", *(["features"] if self.features is not None else [])):
             check_count(f"solver.{name}", getattr(self, name))
 
@@ -174,12 +174,6 @@ class Evaluation(Solver):
             values = table @ theta
             found = about(problem, values, policy, error=float(np.abs(values - exact).max()))
             yield Solution(found.numbers, {**found.tables, "theta": theta})
-
-
-def check_choice(field: str, value: Any, known: tuple[str, ...]) -> None:
-    """Raise UserError unless a setting of a solver is one of those that are known."""
-    if value not in known:
-        raise UserError(f"solver.{field}: expected {' or '.join(known)}, got {value!r}")
 
 
 def check_rates(solver: Any, *fields: str) -> None:

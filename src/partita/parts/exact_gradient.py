@@ -11,7 +11,8 @@ import numpy as np
 from scipy.special import logsumexp
 
 from partita.core.errors import UserError
-from partita.parts.planning import Planner, about, check_tolerance
+from partita.core.limits import check_above
+from partita.parts.planning import Planner, about
 from partita.parts.solver import Solution
 from partita.tasks.finite.mdp import Array, FiniteMDP
 
@@ -38,7 +39,7 @@ class SoftmaxAscent(Planner):
     tolerance: float = 1e-8
 
     def __post_init__(self) -> None:
-        check_tolerance(self.tolerance)
+        check_above("solver.tolerance", self.tolerance)
         if self.eta is not None and not 0 < self.eta < math.inf:
             raise UserError(f"solver.eta: expected a number above 0, got {self.eta}")
 

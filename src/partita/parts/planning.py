@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,11 +27,6 @@ class Planner(Solver):
         return f"it ends after {problem.horizon} decisions; use backward_induction, or give --discount, without end"
 
 
-def check_tolerance(tolerance: float) -> None:
-    """Raise UserError unless a tolerance is above 0."""
-    check_above("solver.tolerance", tolerance)
-
-
 def about(mdp: FiniteMDP, values: Array, policy: NDArray[Any], **numbers: float) -> Solution:
     """A solution that consists of values and a policy."""
     return Solution({"value": float(mdp.start @ values), **numbers}, {"values": values, "policy": policy})
@@ -49,6 +44,27 @@ def bounds(mdp: FiniteMDP, change: Array) -> tuple[float, float]:
     return (factor * least if least else 0.0), (factor * most if most else 0.0)
 
 
+def iterated(
+    mdp: FiniteMDP, operator: Callable[[Array], Array], tolerance: float
+) -> Iterator[tuple[Array, Array, float, float]]:
+    """Sweeps v <- max_a Q(v) from 0 with any operator that shifts and shrinks as Bellman's does.
+
+    Yields v, Q of the v before, the largest change, and how far v can be from its limit: by MacQueen's bounds, in the
+    middle of which the last v is put, or, without a discount, the change. Ends when that is within the tolerance.
+    """
+    values, done = np.zeros(mdp.size), False
+    while not done:
+        q = operator(values)
+        change, values = q.max(1) - values, q.max(1)
+        low, high = bounds(mdp, change)
+        moved = float(np.abs(change).max())
+        error = moved if mdp.discount == 1 else (high - low) / 2
+        done = error <= tolerance
+        if done and mdp.discount < 1:
+            values = values + (low + high) / 2
+        yield values, q, moved, error
+
+
 @dataclass(frozen=True)
 class ValueIteration(Planner):
     """Bellman's optimality operator, again and again (Bellman, 1957; Puterman, 1994, section 6.3).
@@ -62,20 +78,11 @@ class ValueIteration(Planner):
     tolerance: float = 1e-8
 
     def __post_init__(self) -> None:
-        check_tolerance(self.tolerance)
+        check_above("solver.tolerance", self.tolerance)
 
     def __call__(self, problem: FiniteMDP, generator: np.random.Generator) -> Iterator[Solution]:
-        values, done = np.zeros(problem.size), False
-        while not done:
-            q = problem.q(values)
-            found = q.max(1)
-            change, values = found - values, found
-            low, high = bounds(problem, change)
-            error = float(np.abs(change).max()) if problem.discount == 1 else (high - low) / 2
-            done = error <= self.tolerance
-            if done and problem.discount < 1:
-                values = values + (low + high) / 2
-            yield about(problem, values, q.argmax(1), change=float(np.abs(change).max()), error=error)
+        for values, q, change, error in iterated(problem, problem.q, self.tolerance):
+            yield about(problem, values, q.argmax(1), change=change, error=error)
 
 
 @dataclass(frozen=True)
@@ -92,7 +99,7 @@ class ModifiedPolicyIteration(Planner):
     depth: int = 20
 
     def __post_init__(self) -> None:
-        check_tolerance(self.tolerance)
+        check_above("solver.tolerance", self.tolerance)
         check_least("solver.depth", self.depth)
 
     def __call__(self, problem: FiniteMDP, generator: np.random.Generator) -> Iterator[Solution]:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from partita.core.errors import UserError
-from partita.parts.planning import about, bounds, check_tolerance
+from partita.core.limits import check_above
+from partita.parts.planning import about, iterated
 from partita.parts.solver import Solution, Solver
 from partita.tasks.finite.mdp import Array, FiniteMDP
 from partita.tasks.finite.uncertainty import Name, named
@@ -33,7 +34,7 @@ class RobustValueIteration(Solver):
     tolerance: float = 1e-8
 
     def __post_init__(self) -> None:
-        check_tolerance(self.tolerance)
+        check_above("solver.tolerance", self.tolerance)
         named("solver.uncertainty", self.uncertainty)
         if not 0 <= self.radius < math.inf:
             raise UserError(f"solver.radius: expected a number of 0 or more, got {self.radius}")
@@ -53,20 +54,13 @@ class RobustValueIteration(Solver):
         return found
 
     def __call__(self, problem: FiniteMDP, generator: np.random.Generator) -> Iterator[Solution]:
-        values, policies, done = np.zeros(problem.size), list[Array](), False
-        while not done:
+        if problem.horizon is None:
+            for values, q, change, error in iterated(problem, lambda v: self.q(problem, v), self.tolerance):
+                yield about(problem, values, q.argmax(1), change=change, error=error)
+            return
+        values, policies = np.zeros(problem.size), list[Array]()
+        for _ in range(problem.horizon):
             q = self.q(problem, values)
-            found = q.max(1)
-            change, values = found - values, found
-            moved = float(np.abs(change).max())
-            if problem.horizon is not None:
-                policies.insert(0, q.argmax(1))
-                done = len(policies) == problem.horizon
-                yield about(problem, values, np.stack(policies), change=moved)
-                continue
-            low, high = bounds(problem, change)
-            error = moved if problem.discount == 1 else (high - low) / 2
-            done = error <= self.tolerance
-            if done and problem.discount < 1:
-                values = values + (low + high) / 2
-            yield about(problem, values, q.argmax(1), change=moved, error=error)
+            moved, values = float(np.abs(q.max(1) - values).max()), q.max(1)
+            policies.insert(0, q.argmax(1))
+            yield about(problem, values, np.stack(policies), change=moved)

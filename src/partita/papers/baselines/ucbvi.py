@@ -18,7 +18,7 @@ from typing import Literal
 import numpy as np
 
 from partita.core.errors import UserError
-from partita.core.limits import check_least
+from partita.core.limits import check_choice, check_least
 from partita.core.paper import Figure, Paper
 from partita.loops.exact import Exact, solve
 from partita.parts.exploration import Explorer, Seen
@@ -52,8 +52,7 @@ class UCBVI(Explorer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.bonus not in KINDS:
-            raise UserError(f"solver.bonus: expected {' or '.join(KINDS)}, got {self.bonus!r}")
+        check_choice("solver.bonus", self.bonus, KINDS)
         check_least("solver.scale", self.scale)
         if not 0 < self.delta < 1:
             raise UserError(f"solver.delta: expected a number between 0 and 1, got {self.delta}")

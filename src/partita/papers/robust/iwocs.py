@@ -30,13 +30,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from partita.core.errors import UserError
+from partita.core.limits import check_above, check_choice, check_least
 from partita.core.paper import Claim, Figure, Identity, Paper
 from partita.loops.exact import Exact, solve
 from partita.loops.replay import train
 from partita.loops.run import Generators, Run
 from partita.papers.online.sac import SAC
-from partita.parts.planning import PolicyIteration, ValueIteration, bounds, check_tolerance
+from partita.parts.planning import PolicyIteration, ValueIteration, iterated
 from partita.parts.solver import Solution, Solver
 from partita.parts.temperature import TunedTemperature
 from partita.policies.feed_forward import FeedForward
@@ -66,12 +66,6 @@ class Robust(Solver):
         if problem.first.horizon is None:
             return None
         return f"its processes end after {problem.first.horizon} decisions; use --task family, which has a discount"
-
-
-def known(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raise UserError unless a field of a solver is one of its choices."""
-    if value not in choices:
-        raise UserError(f"solver.{name}: expected one of {', '.join(choices)}, got {value!r}")
 
 
 def optimum(mdp: FiniteMDP, inner: Inner = "policy_iteration", tolerance: float = 1e-9) -> Array:
@@ -107,11 +101,10 @@ class Iwocs(Robust):
     keep: Keep = "last"
 
     def __post_init__(self) -> None:
-        check_tolerance(self.tolerance)
-        if self.iterations < 0:
-            raise UserError(f"solver.iterations: expected 0 or more, got {self.iterations}")
-        known("inner", self.inner, get_args(Inner))
-        known("keep", self.keep, get_args(Keep))
+        check_above("solver.tolerance", self.tolerance)
+        check_least("solver.iterations", self.iterations)
+        check_choice("solver.inner", self.inner, get_args(Inner))
+        check_choice("solver.keep", self.keep, get_args(Keep))
 
     def __call__(self, problem: FiniteFamily, generator: np.random.Generator) -> Iterator[Solution]:
         start, now = problem.first.start, problem.nominal
@@ -147,21 +140,15 @@ class RectangularValueIteration(Robust):
     tolerance: float = 1e-8
 
     def __post_init__(self) -> None:
-        check_tolerance(self.tolerance)
+        check_above("solver.tolerance", self.tolerance)
 
     def __call__(self, problem: FiniteFamily, generator: np.random.Generator) -> Iterator[Solution]:
-        values, done, start = np.zeros(problem.first.size), False, problem.first.start
-        while not done:
-            q = problem.q(values).min(0)
-            change, values = q.max(1) - values, q.max(1)
-            low, high = bounds(problem.first, change)
-            error = (high - low) / 2
-            done = error <= self.tolerance
-            values = values + (low + high) / 2 if done else values
-            numbers = {"hull": float(start @ values), "error": error}
-            if not done:
+        start = problem.first.start
+        for values, q, _, error in iterated(problem.first, lambda v: problem.q(v).min(0), self.tolerance):
+            numbers, policy = {"hull": float(start @ values), "error": error}, q.argmax(1)
+            if error > self.tolerance:
                 yield Solution(numbers)
-        found = judged(problem, q.argmax(1), **numbers)[1]
+        found = judged(problem, policy, **numbers)[1]
         yield Solution(found.numbers, {**found.tables, "values": values})
 
 
@@ -177,7 +164,7 @@ class SingleProcess(Robust):
     model: Model = "mean"
 
     def __post_init__(self) -> None:
-        known("model", self.model, get_args(Model))
+        check_choice("solver.model", self.model, get_args(Model))
 
     def __call__(self, problem: FiniteFamily, generator: np.random.Generator) -> Iterator[Solution]:
         mdp = problem.mean if self.model == "mean" else problem.members[problem.nominal]

@@ -29,6 +29,7 @@ from typing import Any, ClassVar, Literal, get_args
 import numpy as np
 
 from partita.core.errors import UserError
+from partita.core.limits import check_above, check_choice, check_share
 from partita.core.paper import Claim, Figure, Identity, Paper
 from partita.loops.exact import Exact, solve
 from partita.parts.robust import RobustValueIteration
@@ -141,12 +142,8 @@ class R2PVI(Pessimistic):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.divergence not in get_args(Divergence):
-            raise UserError(
-                f"solver.divergence: expected total_variation, kl or chi_squared, got {self.divergence!r}; choose one"
-            )
-        if not 0 < self.lam < math.inf:
-            raise UserError(f"solver.lam: expected a number above 0, got {self.lam}")
+        check_choice("solver.divergence", self.divergence, get_args(Divergence))
+        check_above("solver.lam", self.lam)
 
     def factor_values(self, factors: Array, values: Array, horizon: int) -> Array:
         found = named("solver.divergence", self.divergence).penalised(factors, values, self.lam)
@@ -170,8 +167,7 @@ class DRPVI(Pessimistic):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.rho <= 1:
-            raise UserError(f"solver.rho: expected a number from 0 to 1, got {self.rho}")
+        check_share("solver.rho", self.rho)
 
     def factor_values(self, factors: Array, values: Array, horizon: int) -> Array:
         return SETS["total_variation"].worst(factors, values, self.rho)
@@ -193,8 +189,7 @@ class PEVI(Pessimistic):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.rewards not in ("estimated", "known"):
-            raise UserError(f"solver.rewards: expected estimated or known, got {self.rewards!r}; choose one")
+        check_choice("solver.rewards", self.rewards, ("estimated", "known"))
 
     def known(self, weights: Array, inverse: Array) -> Array:
         return weights if self.rewards == "known" else weights - self.gamma * (inverse @ weights)

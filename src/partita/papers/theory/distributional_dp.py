@@ -27,12 +27,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from scipy import sparse
 
 from partita.core.errors import UserError
+from partita.core.limits import check_above, check_choice
 from partita.core.paper import Claim, Figure, Identity, Paper
 from partita.loops.exact import Exact
 from partita.papers.theory.stock_agent import QR_DQN, STOCK_QR_DQN, compared
@@ -49,7 +50,6 @@ from partita.papers.theory.stock_tree import (
     missed,
     unfold,
 )  # fmt: skip
-from partita.parts.planning import check_tolerance
 from partita.parts.solver import Solution, Solver
 from partita.tasks.control.stocked import Kinked
 from partita.tasks.finite.mdp import Array, FiniteMDP
@@ -80,8 +80,7 @@ class Risk(Solver):
     target: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.objective not in get_args(Literal["cvar", "target"]):
-            raise UserError(f"solver.objective: expected cvar or target, got {self.objective!r}; choose one")
+        check_choice("solver.objective", self.objective, ("cvar", "target"))
         if not 0 < self.tau <= 1:
             raise UserError(f"solver.tau: expected a number above 0, up to 1, got {self.tau}; 1 is the mean")
         if not 0 <= self.share <= 1:
@@ -243,7 +242,7 @@ class StockValueIteration(Risk):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_tolerance(self.tolerance)
+        check_above("solver.tolerance", self.tolerance)
         if self.grid < 3:
             raise UserError(f"solver.grid: expected 3 stocks or more, got {self.grid}; the more the nearer")
 

@@ -30,10 +30,10 @@ import numpy as np
 
 from partita.core import registry
 from partita.core.errors import UserError
-from partita.core.limits import check_count, check_share
+from partita.core.limits import check_choice, check_count, check_share
 from partita.core.paper import Claim, Figure, Identity, Paper
 from partita.loops.exact import Exact
-from partita.parts.evaluation import check_choice, check_rates, met, moments, semi_gradient, solved, traces
+from partita.parts.evaluation import check_rates, met, moments, semi_gradient, solved, traces
 from partita.parts.solver import Solution, Solver
 from partita.tasks.finite.diffusions import (
     Array,
@@ -227,7 +227,7 @@ class MartingaleGMM(MartingaleSolver):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("metric", self.metric, ("identity", "tests"))
+        check_choice("solver.metric", self.metric, ("identity", "tests"))
         if not self.lams or not all(0 <= lam <= 1 for lam in self.lams) or len(set(self.lams)) < len(self.lams):
             raise UserError(f"solver.lams: expected different numbers from 0 to 1, got {self.lams}")
 
@@ -258,7 +258,7 @@ class CGTD(Descent):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("metric", self.metric, ("identity", "tests"))
+        check_choice("solver.metric", self.metric, ("identity", "tests"))
         check_rates(self, "fast")
 
     def learn(self, drawn: Iterable[Increments], theta: Array) -> Iterator[Array]:

@@ -11,7 +11,6 @@ Networks, rates and exploration are those of `dqn`: the authors' could not be re
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,6 +21,7 @@ from torch import Tensor
 from torch.nn.functional import huber_loss
 
 from partita.core.errors import UserError
+from partita.core.limits import check_count, check_least
 from partita.core.spaces import Discrete
 from partita.core.transitions import Transitions
 from partita.loops.replay import train
@@ -108,10 +108,8 @@ class QuantileRegression(Critic):
 
     def __post_init__(self) -> None:
         check_members(self.members)
-        if self.quantiles < 1:
-            raise UserError(f"critic.quantiles: expected 1 or more, got {self.quantiles}")
-        if not 0 <= self.kappa < math.inf:
-            raise UserError(f"critic.kappa: expected 0 or more, got {self.kappa}")
+        check_count("critic.quantiles", self.quantiles)
+        check_least("critic.kappa", self.kappa)
 
     @property
     def outputs(self) -> int:  # type: ignore[override]
