@@ -192,7 +192,7 @@ class NoWorse(Target):
 
 FIELDS = ("updates_per_second", "share", "cpu_seconds", "matmul_gflops", "peak_mb")
 REPEATS = {"sac": 7, "offline": 7, "sac-curves": 8}
-OURS_AS = ("partita", "partita-bf16")
+OURS_AS = ("partita", "partita-bf16", "partita-compiled", "partita-compiled-bf16")
 BRIEFLY = ("--seconds", "1")
 
 
@@ -201,11 +201,16 @@ def _side(name: str, environment: str | None, script: str, *args: str, quick: tu
     return Side(name, environment, module, args, quick, {"JAX_PLATFORMS": "cpu"})
 
 
+def _ours(script: str, *args: str) -> tuple[Side, ...]:
+    settings: tuple[tuple[str, ...], ...] = ((), ("--dtype", "bfloat16"))
+    settings += tuple((*flags, "--compile") for flags in settings)
+    return tuple(_side(name, None, script, *args, *flags) for name, flags in zip(OURS_AS, settings, strict=True))
+
+
 def _sac(name: str, threads: int) -> Measure:
     args = ("--threads", str(threads))
     sides = (
-        _side("partita", None, "partita_sac", *args),
-        _side("partita-bf16", None, "partita_sac", *args, "--dtype", "bfloat16"),
+        *_ours("partita_sac", *args),
         _side("sb3", "sb3", "sb3_sac", *args),
         _side("sbx", "sbx", "sbx_sac", *args),
         _side("sbx-64", "sbx", "sbx_sac", *args, "--each", "64"),
@@ -219,8 +224,7 @@ def _sac(name: str, threads: int) -> Measure:
 def _offline(algorithm: str, name: str, threads: int) -> Measure:
     args = (algorithm, "--threads", str(threads))
     sides = (
-        _side("partita", None, "partita_offline", *args),
-        _side("partita-bf16", None, "partita_offline", *args, "--dtype", "bfloat16"),
+        *_ours("partita_offline", *args),
         _side("d3rlpy", "d3rlpy", "d3rlpy_offline", *args),
     )
     return Measure(f"{algorithm}-{name}", FIELDS, sides)
@@ -231,6 +235,7 @@ def _curves(name: str) -> Measure:
     sides = (
         _side("partita", None, "partita_curves", name, quick=quick),
         _side("partita-bf16", None, "partita_curves", name, "--dtype", "bfloat16", quick=quick),
+        _side("partita-compiled-bf16", None, "partita_curves", name, "--dtype", "bfloat16", "--compile", quick=quick),
         _side("sb3", "sb3", "sb3_curves", name, quick=quick),
     )
     return Measure(name, ("area", "last", "seconds", "peak_mb"), sides)
@@ -267,6 +272,12 @@ TARGETS: dict[str, tuple[Target, ...]] = {
     "sac-curves": tuple(
         NoWorse(name, "area", ours, theirs)
         for name in CURVES
-        for ours, theirs in (("partita", "sb3"), ("partita-bf16", "sb3"), ("partita-bf16", "partita"))
+        for ours, theirs in (
+            ("partita", "sb3"),
+            ("partita-bf16", "sb3"),
+            ("partita-compiled-bf16", "sb3"),
+            ("partita-bf16", "partita"),
+            ("partita-compiled-bf16", "partita"),
+        )
     ),
 }

@@ -50,6 +50,7 @@ def main() -> None:
     flags.add_argument("--every", type=int, default=None)
     flags.add_argument("--seed", type=int, default=0)
     flags.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    flags.add_argument("--compile", action="store_true")
     args = flags.parse_args()
     limit(args.threads)
     what = CURVES[args.curve]
@@ -63,6 +64,7 @@ def main() -> None:
         batch_size=BATCH,
         discount=DISCOUNT,
         capacity=steps,
+        compile=args.compile,
     )
     task = Gym(id=what.environment)
     run = Evaluations(args.seed, task, what.episodes)
@@ -79,7 +81,7 @@ def main() -> None:
         what=args.curve,
         seed=args.seed,
         threads=args.threads,
-        settings=f"{what}, {args.dtype}",
+        settings=f"{what}, {args.dtype}" + ", compiled" * args.compile,
         area=what.score(run.curve),
         last=run.curve[-1],
         curve=run.curve,

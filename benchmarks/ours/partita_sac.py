@@ -72,11 +72,13 @@ def main(*algorithms: str) -> None:
     flags.add_argument("--seconds", type=float, default=10.0)
     flags.add_argument("--seed", type=int, default=0)
     flags.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    flags.add_argument("--compile", action="store_true")
     args = flags.parse_args()
     keep_memory()  # as the command line does for control
     limit(args.threads)
     name = getattr(args, "algorithm", algorithms[0])
     recipe = registry.recipe(name).but(batch_size=BATCH, lr=RATE, updates=BLOCK, steps=1_000_000, normalise=False)
+    recipe = recipe.but(compile=args.compile)
     task, run = logged(args.seed), Clock(args.seed, Meter(name, args.seconds))
     settings = recipe.equip(FeedForward(hidden=(HIDDEN, HIDDEN), dtype=args.dtype), task)
     train(recipe, settings.build(task, False, run.generators["init"]), task, run)
@@ -86,7 +88,7 @@ def main(*algorithms: str) -> None:
         what=name,
         seed=args.seed,
         threads=args.threads,
-        settings=f"defaults, {BLOCK} updates a step of the loop, {args.dtype}",
+        settings=f"defaults, {BLOCK} updates a step of the loop, {args.dtype}" + ", compiled" * args.compile,
         **run.meter.rates(),
     )
 

@@ -44,6 +44,16 @@ class Transitions:
             raise ValueError(f"transitions.{name} is empty: the part `replay` does not fill it")
         return value
 
+    def columns(self) -> dict[str, Tensor]:
+        """Everything that is there, by name."""
+        held = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}
+        return {name: value for name, value in (held | dict(self.extra)).items() if value is not None}
+
+    def over(self, columns: Mapping[str, Tensor]) -> Transitions:
+        """The same columns with other values."""
+        named = {f.name: columns[f.name] for f in fields(self) if f.name in columns}
+        return replace(self, **named, extra={name: columns[name] for name in self.extra})
+
     def __getitem__(self, rows: Tensor | slice) -> Transitions:
         """The steps chosen by a slice, a boolean mask (N,) or an index tensor."""
         held = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "extra"}

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from partita.core.errors import NonFinite
+from partita.core.errors import NonFinite, UserError
 from partita.core.transitions import Transitions
 from partita.loops.learner import Learner
+from partita.loops.program import Columns, Program
 from partita.loops.update import blame
 from partita.parts.critic import Notes
 from partita.policies.agent import Agent
+from partita.policies.stack import Stack
 
 if TYPE_CHECKING:
     from partita.loops.replay import OffPolicy
@@ -37,7 +39,15 @@ class Learners:
         lags = {name for part in recipe.parts() for name in getattr(part, "lags", ())}
         behind = dict(agent.lagged.named_parameters())
         follow = [n for n in everything if n.startswith(tuple(lags))]
-        self.lagged, self.learnt = [behind[n].data for n in follow], [everything[n].data for n in follow]
+        self.lagged, self.learnt = [behind[n] for n in follow], [everything[n] for n in follow]
+        self.programs: dict[tuple[bool, bool], Program] = {}  # by what is due, the actor and the lagging networks
+        if recipe.compile:  # a compiler joins operations better than we do by hand, where it sees them
+            for learner in self.learners.values():
+                learner.kernel = False
+            for networks in (agent.policy.module, agent.lagged):
+                for stack in networks.modules():
+                    if isinstance(stack, Stack):
+                        stack.fused = False
 
     def begin(self, step: int) -> float:
         """Set the learning rates of a step of the loop; returns the actor's, or the critics' where it has none."""
@@ -73,7 +83,15 @@ class Learners:
 def improve(recipe: OffPolicy, agent: Agent, learners: Learners, batch: Transitions) -> Notes:
     """One update of every network that is due; returns what to watch, scalars, and "error" (N,) of the critics."""
     agent.count += 1
-    agent.alpha = torch.full_like(agent.alpha, recipe.temperature.alpha())
+    agent.alpha.fill_(recipe.temperature.alpha())
+    seen = (_compiled if recipe.compile else _update)(recipe, agent, learners, batch)
+    if "entropy" in seen:
+        recipe.temperature.learn(seen["entropy"])
+    return seen
+
+
+def _update(recipe: OffPolicy, agent: Agent, learners: Learners, batch: Transitions) -> Notes:
+    """What of an update is arithmetic on tensors alone."""
     seen: Notes = {}
     if recipe.value is not None:
         loss, notes = recipe.value(agent, batch)
@@ -95,10 +113,37 @@ def improve(recipe: OffPolicy, agent: Agent, learners: Learners, batch: Transiti
         learners.move("actor", loss, recipe.actor)
         learners.hold("critic", False)
         seen |= {"actor_loss": loss.detach(), **notes}
-        if "entropy" in notes:
-            recipe.temperature.learn(notes["entropy"])
     recipe.target(learners.lagged, learners.learnt, agent.count)
     return seen
+
+
+def _compiled(recipe: OffPolicy, agent: Agent, learners: Learners, batch: Transitions) -> Notes:
+    """The same as a program, one for every combination of what is due."""
+    due = agent.count % recipe.actor.delay == 0, agent.count % recipe.target.every == 0
+    if due not in learners.programs:
+        for part in (recipe.value, recipe.critic, recipe.actor, recipe.target, *recipe.regularisers):
+            if part is not None and hasattr(part, "state_dict"):
+                raise UserError(
+                    f"compile: {part.slot} {part.part_name()} keeps a state of its own; leave --compile out"
+                )
+        count = agent.count
+
+        def update(columns: Columns) -> Notes:
+            assert agent.count == count  # recorded at once
+            return _update(recipe, agent, learners, batch.over(columns))
+
+        learners.programs[due] = Program(update, list(_state(agent, learners)), [agent.generator])
+    return learners.programs[due](batch.columns())
+
+
+def _state(agent: Agent, learners: Learners) -> Iterator[Tensor]:
+    """Every tensor that an update reads or changes, beside those of its batch."""
+    yield agent.alpha
+    for networks in (agent.policy.module, agent.lagged):
+        yield from networks.parameters()
+        yield from networks.buffers()
+    for learner in learners.learners.values():
+        yield from learner.tensors()
 
 
 def check(agent: Agent, batch: Transitions, seen: Notes, step: int) -> None:

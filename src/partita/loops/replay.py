@@ -39,7 +39,8 @@ class OffPolicy(Learned):
     by side. ratio: updates for each step of an environment. start: steps by uniform actions before anything is learnt.
     n_step: rewards that are summed before a value is asked. capacity: own transitions that are remembered. mapped: they
     are kept in a file of the run, not in memory. value_lr, critic_lr, actor_lr: None is lr. normalise: observations are
-    standardised by statistics of the logged data, as with --policy.normalise.
+    standardised by statistics of the logged data, as with --policy.normalise. compile: updates run as one compiled
+    program, which takes some 20 s to make and a C++ compiler.
 
     Where the task gives logged data (`episodes`), these are learnt from; the environment is lived in from the beginning
     where it gives none, and after `task.online` steps of the loop where it names them. Without `explore` never.
@@ -73,6 +74,7 @@ class OffPolicy(Learned):
     capacity: int = 1_000_000
     mapped: bool = False
     normalise: bool = False
+    compile: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

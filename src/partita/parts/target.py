@@ -19,6 +19,7 @@ class Target(Part):
     slot: ClassVar[str] = "target"
     loop: ClassVar[str] = "replay"
     domains: ClassVar[tuple[Domain, ...]] = ("control",)
+    every: int = 1
 
     def __call__(self, lagged: Sequence[Tensor], learnt: Sequence[Tensor], count: int) -> None:
         """Move `lagged` in place, after update number `count` (from 1)."""

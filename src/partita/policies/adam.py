@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,8 +14,11 @@ class Adam:
     """Adam with decoupled weight decay (fused) and gradient-norm clipping.
 
     Calls the kernel of torch's AdamW with lists of its own: `torch.optim.AdamW` imports the compiler when it is made,
-    about a second, and gathers its state anew at every step. rate: the learning rate of the next step.
+    about a second, and gathers its state anew at every step. rate: the learning rate of the next step. kernel: False
+    spells the step out in operations that a compiler joins with others (`loops/program`).
     """
+
+    kernel = True
 
     def __init__(
         self,
@@ -26,9 +29,24 @@ class Adam:
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
     ) -> None:
-        self.parameters, self.rate, self.max_grad_norm = dict(parameters), lr, max_grad_norm
+        self.parameters, self.max_grad_norm = dict(parameters), max_grad_norm
+        self._rate = torch.tensor(lr, dtype=torch.float64)
         self.weight_decay, self.betas, self.eps = weight_decay, betas, eps
         self.moments: dict[str, dict[str, Tensor]] = {}  # by parameter name, made at its first gradient
+
+    @property
+    def rate(self) -> float:
+        return float(self._rate)
+
+    @rate.setter
+    def rate(self, value: float) -> None:
+        self._rate.fill_(value)
+
+    def tensors(self) -> list[Tensor]:
+        """Everything that `move` reads or changes, beside gradients; makes what the first step would make."""
+        self._ready(self.parameters)
+        moments = [x for held in self.moments.values() for x in held.values()]
+        return [*self.parameters.values(), *moments, self._rate]
 
     @torch.no_grad()
     def apply(self) -> Tensor:
@@ -59,15 +77,33 @@ class Adam:
             torch._foreach_mul_(listed, (self.max_grad_norm / (norm + 1e-6)).clamp(max=1))
         self._step([(name, self.parameters[name]) for name in names], listed)
 
-    def _step(self, held: list[tuple[str, Parameter]], gradients: list[Tensor]) -> None:
-        for name, parameter in held:
+    def _ready(self, names: Iterable[str]) -> None:
+        for name in names:
             if name not in self.moments:
+                parameter = self.parameters[name].detach()
                 self.moments[name] = {
                     "step": torch.zeros((), device=parameter.device),
                     "exp_avg": torch.zeros_like(parameter),
                     "exp_avg_sq": torch.zeros_like(parameter),
                 }
+
+    def _spelt(self, parameter: Tensor, gradient: Tensor, step: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor) -> None:
+        first, second = self.betas
+        step.add_(1)
+        exp_avg.lerp_(gradient, 1 - first)
+        exp_avg_sq.lerp_(gradient * gradient, 1 - second)
+        ahead = exp_avg / (1 - first**step)
+        spread = (exp_avg_sq / (1 - second**step)).sqrt() + self.eps
+        kept = parameter if self.weight_decay == 0 else parameter * (1 - self._rate * self.weight_decay)
+        parameter.copy_(kept - self._rate * ahead / spread)
+
+    def _step(self, held: list[tuple[str, Parameter]], gradients: list[Tensor]) -> None:
+        self._ready(name for name, _ in held)
         moments = [self.moments[name] for name, _ in held]
+        if not self.kernel:
+            for (_, parameter), gradient, moment in zip(held, gradients, moments, strict=True):
+                self._spelt(parameter, gradient, **moment)
+            return
         steps = [m["step"] for m in moments]
         torch._foreach_add_(steps, 1)
         torch._fused_adamw_(
