@@ -349,6 +349,8 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
 def main(argv: list[str] | None = None) -> None:
     """Run a command; bad input prints one line and exits with code 2."""
     words = list(sys.argv[1:] if argv is None else argv)
+    if int(os.environ.get("RANK", "0")):  # the first of several ranks speaks for all
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
     try:
         if not words or words[0] in ("--help", "-h", "help"):
             print(HELP, end="")
@@ -358,6 +360,8 @@ def main(argv: list[str] | None = None) -> None:
             raise UserError(f"{words[0]}: no such command; {nearest(words[0], COMMANDS)}")
         elif words[1:] in (["--help"], ["-h"]):
             print((COMMANDS[words[0]].__doc__ or "").strip())
+        elif words[0] != "train" and os.environ.get("WORLD_SIZE", "1") != "1":
+            raise UserError(f"{words[0]}: runs as one process; under torchrun only partita train does not")
         else:
             COMMANDS[words[0]](words[1:])
     except UserError as error:

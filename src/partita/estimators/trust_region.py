@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from partita.core.checks import check_rank
+from partita.core.ranks import averaged
 
 Product = Callable[[Tensor], Tensor]
 
@@ -37,6 +38,7 @@ def hessian_product(gradient: Sequence[Tensor], parameters: Sequence[Tensor], da
     def product(vector: Tensor) -> Tensor:
         with torch.enable_grad():
             columns = torch.autograd.grad(flat @ vector, parameters, retain_graph=True, materialize_grads=True)
+        averaged(columns)
         return flatten(columns).add_(vector, alpha=damping)
 
     return product

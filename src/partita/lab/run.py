@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from partita.core import ranks
 from partita.core.batch import Batch
 from partita.core.errors import UserError
 from partita.lab import checkpoint
@@ -53,7 +54,17 @@ class FolderRun(Run):
     # -- the folder ---------------------------------------------------------------------------------------------
 
     def open(self, config: Mapping[str, Any] | None) -> None:
-        """Take the folder: create it with `config`, or (None) reopen it to resume. One process at a time."""
+        """Take the folder: create it with `config`, or (None) reopen it to resume. One process at a time.
+
+        Of several ranks the first one alone writes, here and later.
+        """
+        if ranks.rank() == 0:
+            self._take(config)
+        ranks.wait()
+        if ranks.rank() and config is None:
+            self._cut(self._last_step())
+
+    def _take(self, config: Mapping[str, Any] | None) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.folder / ".lock", "a")  # noqa: SIM115 - held as long as the run
@@ -76,7 +87,12 @@ class FolderRun(Run):
             (self.folder / "checkpoints").mkdir(exist_ok=True)
             checkpoint.write_text(self.folder / "config.json", json.dumps(config, indent=1) + "\n")
         else:
-            self._cut(int(self.checkpoints()[-1].name.split("_")[1]) if self.checkpoints() else 0)
+            self._cut(self._last_step())
+
+    def _last_step(self) -> int:
+        """The step of the last whole checkpoint; 0 without one."""
+        found = self.checkpoints()
+        return int(found[-1].name.split("_")[1]) if found else 0
 
     def close(self) -> None:
         """Give the folder back."""
@@ -101,6 +117,7 @@ class FolderRun(Run):
             while self.step < count and not self.stopped:
                 self.step += 1
                 yield self.step
+                self.stopped, self.reached = ranks.agreed([self.stopped, self.reached])
                 if self.step % every == 0 or self.step == count or self.stopped:
                     self._save(state)
 
@@ -112,8 +129,7 @@ class FolderRun(Run):
                 row[f"{name}_per_second"] = metrics[name] / max(now - self._last, 1e-9)
         self._last = now
         self.metrics.append(row)
-        with open(self.folder / "metrics.jsonl", "a") as file:
-            file.write(json.dumps(row) + "\n")
+        self.append("metrics", row)
         goal = row.get("return" if "window" in row else "success")
         if self.until is not None and goal is not None and goal >= self.until and row.get("window", 100) >= 100:
             self.reached = self.stopped = True
@@ -127,12 +143,20 @@ class FolderRun(Run):
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
         """Add a line to `NAME.jsonl`; rows must hold the step they belong to."""
-        with open(self.folder / f"{name}.jsonl", "a") as file:
-            file.write(json.dumps(row) + "\n")
+        if ranks.rank() == 0:
+            with open(self.folder / f"{name}.jsonl", "a") as file:
+                file.write(json.dumps(row) + "\n")
 
     # -- saving and restoring -----------------------------------------------------------------------------------
 
     def _save(self, state: Mapping[str, Stateful]) -> None:
+        held = state["policy"].state_dict() if "policy" in state and ranks.world() > 1 else {}
+        if not ranks.alike(list(held.values())):
+            raise UserError(f"step {self.step}: the ranks' policies are no longer the same; --resume {self.folder}")
+        if ranks.rank() == 0:
+            self._write(state)
+
+    def _write(self, state: Mapping[str, Stateful]) -> None:
         spent = self._spent + time.perf_counter() - self._started
         held = {name: part.state_dict() for name, part in state.items()}
         about = {"step": self.step, "seconds": spent, "reached": self.reached}
@@ -179,7 +203,8 @@ class FolderRun(Run):
                     break
                 if row["step"] <= step:
                     rows.append(row)
-            checkpoint.write_text(path, "".join(json.dumps(r) + "\n" for r in rows))
+            if ranks.rank() == 0:
+                checkpoint.write_text(path, "".join(json.dumps(r) + "\n" for r in rows))
             if name == "metrics":
                 self.metrics = rows
                 self._sampled = float(sum(r.get("samples", 0) for r in rows))

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from partita.core import ranks
 from partita.core.errors import UserError
 from partita.core.words import take
 from partita.lab.config import Config
@@ -17,6 +18,7 @@ from partita.lab.train import Result, free_folder, launch
 
 def train(argv: list[str]) -> None:
     """Train, or resume, and say where everything is."""
+    ranks.start()
     words = list(argv)
     resume = take(words, "--resume")
     if resume is not None:
@@ -33,7 +35,7 @@ def train(argv: list[str]) -> None:
     if options["smoke"]:
         smoke(config)
         return
-    folder = Path(options["out"]) if options["out"] else free_folder(config)
+    folder = Path(options["out"] or ranks.agreed(str(free_folder(config)) if ranks.rank() == 0 else None))
     finish(launch(config, folder, False, watchers(options["quiet"], options["track"])))
 
 
@@ -48,7 +50,9 @@ def watchers(quiet: bool, track: tuple[str, ...]) -> tuple[Any, ...]:
 
 
 def finish(result: Result) -> None:
-    """Write the report and say where things are."""
+    """Write the report and say where things are; of several ranks the first one."""
+    if ranks.rank():
+        return
     from partita.lab.report import write
 
     page = write([result.folder], result.folder / "report.html")

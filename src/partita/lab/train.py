@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from partita.core import registry
+from partita.core import ranks, registry
 from partita.core.errors import UserError
 from partita.core.policy import Policy
 from partita.core.recipe import Recipe
@@ -21,6 +21,7 @@ from partita.lab.config import Config, Settings
 from partita.lab.evaluate import Evaluation, evaluable, evaluate
 from partita.lab.run import FolderRun, read_rows
 from partita.loops.run import Generators
+from partita.policies.spread import spread
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,9 @@ def keep_memory(limit: int = 64 * 2**20) -> None:
 
 
 def device_of(settings: Settings) -> torch.device:
-    """The device that `settings.device` means here."""
+    """The device that `settings.device` means here: of several, where there are ranks, the one of this rank."""
+    if torch.cuda.is_available() and settings.device in ("auto", "cuda") and ranks.world() > 1:
+        return torch.device("cuda", torch.cuda.current_device())
     if settings.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if settings.device.startswith("cuda") and not torch.cuda.is_available():
@@ -85,10 +88,14 @@ def launch(config: Config, folder: Path, resume: bool = False, watchers: tuple[A
 
     `watchers` are objects with `start(run, config, total, before)`, `step(step, metrics, batch)` and `end(result)`:
     the progress line, trackers, the report.
+
+    Under `torchrun` the processes train together (`core/ranks`), and the first one writes and watches.
     """
+    ranks.start()
+    first_rank = ranks.rank() == 0
     settings, task = config.settings, config.task
     use_threads(settings, task)
-    policy = build_policy(config)
+    policy = spread(build_policy(config))
     task = task.met(policy)
     settle: Any = config.recipe
     config = replace(config, task=task, recipe=settle.settle(task, policy))
@@ -97,7 +104,8 @@ def launch(config: Config, folder: Path, resume: bool = False, watchers: tuple[A
     run = FolderRun(folder, settings.seed, settings.save_every, settings.until, settings.samples, settings.seconds)
     run.open(None if resume else config.to_json())
     try:
-        environment.record(folder)
+        if first_rank:
+            environment.record(folder)
         first = None
         if settings.eval_sampled:
             first = {name: weight.detach().clone() for name, weight in policy.state_dict().items()}
@@ -106,8 +114,8 @@ def launch(config: Config, folder: Path, resume: bool = False, watchers: tuple[A
             if not settings.eval_size or not evaluable(task):
                 return None
             held = [r for r in read_rows(folder / "evaluations.jsonl") if r["step"] == step]
-            if held:
-                return Evaluation(**{k: v for k, v in held[-1].items() if k != "step"})
+            if (known := ranks.agreed(held[-1] if held else None)) is not None:
+                return Evaluation(**{k: v for k, v in known.items() if k != "step"})
             seed, greedy = settings.seed + 1_000_003, not settings.eval_sampled
             found = evaluate(policy, task, settings.eval_size, seed, greedy, first)
             run.append("evaluations", {"step": step, **asdict(found)})
@@ -122,17 +130,17 @@ def launch(config: Config, folder: Path, resume: bool = False, watchers: tuple[A
 
             run.watch.append(follow)
         total = config.recipe.numbers()["steps"]
-        for watcher in watchers:
+        for watcher in watchers if first_rank else ():
             watcher.start(run, config, total, before)
             run.watch.append(watcher.step)
         loop = importlib.import_module(f"partita.loops.{config.recipe.loop}")
         loop.train(config.recipe, policy, task, run)
         finished = run.reached or run.step >= total
         after = measure(run.step) if finished else None
-        if finished:
+        if finished and first_rank:
             policy.save(folder / "policy")
         result = Result(folder, policy, run.metrics, before, after, finished)
-        for watcher in watchers:
+        for watcher in watchers if first_rank else ():
             watcher.end(result)
         return result
     finally:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from partita.core.errors import NonFinite, UserError
+from partita.core.ranks import averaged
 from partita.core.transitions import Transitions
 from partita.loops.learner import Learner
 from partita.loops.program import Columns, Program
@@ -67,6 +68,8 @@ class Learners:
         else:
             last = len(loss) - 1
             found = [list(torch.autograd.grad(x, parameters, retain_graph=i < last)) for i, x in enumerate(loss)]
+            for each in found:
+                averaged(each)  # before they are joined, which need not be linear
             gradients = part.join(found)
         self.learners[name].move(list(self.named[name]), gradients)
 

@@ -11,6 +11,7 @@ import torch
 from partita.core.errors import UserError
 from partita.core.limits import check_above, check_least, check_share
 from partita.core.policy import Policy
+from partita.core.ranks import world
 from partita.core.spaces import Box, Discrete
 from partita.core.store import Store, check_room, row
 from partita.core.task import Task
@@ -136,6 +137,8 @@ class OffPolicy(Learned):
                 f"policy.head: {policy.settings.head} is none that {self.actor.part_name()} teaches "
                 f"({', '.join(self.actor.heads)}); leave it out"
             )
+        if world() > 1 and (self.compile or self.mapped):
+            raise UserError(f"{'compile' if self.compile else 'mapped'}: not with several ranks; leave it out")
         if not lives(task):
             return
         if self.explore is None:

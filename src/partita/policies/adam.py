@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import Parameter
 
+from partita.core.ranks import anywhere, averaged
+
 
 class Adam:
     """Adam with decoupled weight decay (fused) and gradient-norm clipping.
@@ -54,8 +56,10 @@ class Adam:
 
         Steps only when the norm is finite: the caller checks what it got.
         """
-        held = [(name, p) for name, p in self.parameters.items() if p.grad is not None]
-        gradients = [p.grad for _, p in held if p.grad is not None]
+        have = anywhere([p.grad is not None for p in self.parameters.values()])
+        held = [item for item, has in zip(self.parameters.items(), have, strict=True) if has]
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for _, p in held]
+        averaged(gradients)
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         if bool(norm.isfinite()):
             if self.max_grad_norm is not None and float(norm) > self.max_grad_norm:
@@ -72,6 +76,7 @@ class Adam:
         For loops of many small updates, which look whether all is finite once in a while.
         """
         listed = list(gradients)
+        averaged(listed)
         if self.max_grad_norm is not None:
             norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(listed)))
             torch._foreach_mul_(listed, (self.max_grad_norm / (norm + 1e-6)).clamp(max=1))

@@ -221,14 +221,9 @@ class LanguagePolicy(Policy):
         """
         tokens, mask = self.encode(prompts)
         self.check_room(mask, sampling.max_tokens)
-        decoder = Decoder(self.lm, capacity=tokens.shape[1] + sampling.max_tokens)
-        hidden = last_hidden(decoder.prefill(tokens, mask), mask)
         group = torch.arange(len(prompts), device=tokens.device).repeat_interleave(group_size)
-        if group_size > 1:
-            decoder.expand(group)
         uniform = uniforms(sampling.max_tokens, len(group), generator, tokens.device)
-        stops = self.stopper(sampling.stop)
-        out, _, _ = sample(decoder, hidden[group], self.head, stops, sampling, uniform, schedule, entropy)
+        out = self.respond(tokens, mask, group, uniform, sampling, schedule, entropy)
         return replace(
             out,
             texts=self.decode(out.tokens, out.mask),
@@ -236,6 +231,18 @@ class LanguagePolicy(Policy):
             prompt_mask=mask[group],
             group=group,
         )
+
+    def respond(
+        self, tokens: Tensor, mask: Tensor, group: Tensor, uniform: Tensor, sampling: Sampling,
+        schedule: Tensor | None, entropy: bool,
+    ) -> Generation:  # fmt: skip
+        """A response for each of B rows to prompt `group` (B,) of tokens and mask (N, P); uniform: (max_tokens, B)."""
+        decoder = Decoder(self.lm, capacity=tokens.shape[1] + sampling.max_tokens)
+        hidden = last_hidden(decoder.prefill(tokens, mask), mask)
+        if len(group) > len(tokens):
+            decoder.expand(group)
+        stops = self.stopper(sampling.stop)
+        return sample(decoder, hidden[group], self.head, stops, sampling, uniform, schedule, entropy)[0]
 
     def room(self, prompts: Sequence[str], tokens: int) -> int:
         """How many of `tokens` fit into the context after the longest of `prompts`; at least 1, which may not fit."""

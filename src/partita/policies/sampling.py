@@ -12,6 +12,7 @@ from torch.nn.functional import linear, pad
 
 from partita.core.batch import Batch
 from partita.core.errors import UserError
+from partita.core.ranks import gathered, largest, world
 from partita.policies.decoder import Decoder
 from partita.policies.stopping import Stopper
 
@@ -101,6 +102,21 @@ class Generation:
             inputs={"tokens": self.tokens, "temperature": self.temperature},
             context={"prompt": self.prompt, "prompt_mask": self.prompt_mask},
         )
+
+
+def together(own: Generation, count: int) -> Generation:
+    """The responses of all ranks, `count` of them, as wide as the longest; texts and prompts are left to the caller."""
+    if world() == 1:
+        return own
+    width = largest(own.mask.shape[1], own.mask.device)
+
+    def joined(x: Tensor) -> Tensor:
+        return gathered(pad(x, (0, width - x.shape[1])) if x.dim() == 2 else x, count)
+
+    held = {f.name: getattr(own, f.name) for f in fields(own)}
+    every: dict[str, Any] = {name: joined(x) for name, x in held.items() if isinstance(x, Tensor)}
+    out = replace(own, **every)
+    return replace(out, temperature=out.temperature.amax(0).expand(count, -1))  # the longest row has all of them
 
 
 @dataclass(frozen=True)

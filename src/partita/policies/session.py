@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from partita.core.batch import Batch
+from partita.core.ranks import gathered, own_rows
 from partita.policies.decoder import Decoder, last_hidden
-from partita.policies.sampling import COMPACT, Generation, Sampling, sample, uniforms
+from partita.policies.sampling import COMPACT, Generation, Sampling, sample, together, uniforms
 
 if TYPE_CHECKING:
     from partita.policies.language import LanguagePolicy
@@ -46,10 +47,13 @@ class Session:
         self.group = torch.arange(len(prompts), device=tokens.device).repeat_interleave(group_size)
         self.prompt, self.prompt_mask = tokens[self.group], mask[self.group]
         self._decoder = Decoder(policy.lm)
-        hidden = last_hidden(self._decoder.prefill(tokens, mask), mask)
-        self._decoder.expand(self.group)
-        self._hidden = hidden[self.group]
-        self._held = torch.arange(len(self.group), device=tokens.device)  # the row of each line of the decoder
+        self._held = torch.arange(len(self.group), device=tokens.device)[
+            own_rows(len(self.group))
+        ]  # the decoder's rows
+        line, (first, last) = self.group[self._held], _ends(self.group[self._held])
+        hidden = last_hidden(self._decoder.prefill(tokens[first:last], mask[first:last]), mask[first:last])
+        self._decoder.expand(line - first)
+        self._hidden = hidden[line - first]
         self._unread = torch.full_like(self.group, -1)  # the last action token, not yet fed
         self._unfed = False
         self._used = self.prompt_mask.sum(1)
@@ -102,6 +106,7 @@ class Session:
             out = _scatter(part, self._held, count)
             self._unread[self._held] = unread
             self._unfed = True
+        out = self._together(out)
         self._used = self._used + out.mask.sum(1)
         ent = torch.zeros_like(out.logp) if out.entropy is None else out.entropy
         self._blocks.append(_Block(out.tokens, out.mask, out.mask, out.logp, ent, out.temperature, self.turns))
@@ -110,6 +115,13 @@ class Session:
             out, texts=self.policy.decode(out.tokens, out.mask), prompt=self.prompt, prompt_mask=self.prompt_mask,
             group=self.group,
         )  # fmt: skip
+
+    def _together(self, out: Generation) -> Generation:
+        """What all ranks have drawn, each for rows of its own."""
+        mine = own_rows(len(self))
+        held = {f.name: getattr(out, f.name) for f in fields(out)}
+        own: dict[str, Any] = {name: x[mine] for name, x in held.items() if isinstance(x, Tensor)}
+        return together(replace(out, **own), len(self))
 
     def _numbers(self, live: Tensor, steps: int, generator: torch.Generator) -> Tensor:
         """Uniform numbers (steps, B): those of each row's own turn, drawn when the first row comes to it."""
@@ -135,8 +147,10 @@ class Session:
         tokens, mask = self.policy.encode(texts, special=False)
         columns = torch.arange(mask.shape[1], device=mask.device)
         whole = mask.sum(1) <= self.room
-        held = torch.zeros_like(whole).index_fill_(0, self._held, True)
-        mask = mask & (columns < self.room[:, None]) & held[:, None]
+        if tokens.shape[1]:
+            held = torch.zeros_like(whole).index_fill_(0, self._held, True)
+            held = gathered(held[own_rows(len(self))], len(self))
+            mask = mask & (columns < self.room[:, None]) & held[:, None]
         zero = torch.zeros(tokens.shape, device=tokens.device)
         if tokens.shape[1]:
             before = (self.turns - 1).clamp_min(0)
@@ -185,6 +199,11 @@ class Session:
             },
             context={"prompt": self.prompt, "prompt_mask": self.prompt_mask},
         )
+
+
+def _ends(group: Tensor) -> tuple[int, int]:
+    """The first of sorted indices, and one beyond the last."""
+    return (int(group[0]), int(group[-1]) + 1) if len(group) else (0, 0)
 
 
 def _scatter(part: Generation, rows: Tensor, count: int) -> Generation:

@@ -24,6 +24,7 @@ from partita.core.errors import UserError
 from partita.core.limits import check_count, check_least
 from partita.core.paper import Paper
 from partita.core.part import Domain
+from partita.core.ranks import averaged
 from partita.estimators import trust_region
 from partita.estimators.masked import masked_mean
 from partita.estimators.ratios import log_ratio
@@ -91,6 +92,7 @@ class TrustRegion(Optimiser):
 
     def __call__(self, learner: Adam, batch: Batch, again: Again) -> dict[str, Tensor]:
         held = [(p, p.grad) for p in learner.parameters.values() if p.grad is not None]
+        averaged([g for _, g in held])
         norm = torch.linalg.vector_norm(trust_region.flatten([g for _, g in held]))
         if not bool(norm.isfinite()):
             return {"grad_norm": norm}
