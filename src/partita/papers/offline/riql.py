@@ -182,6 +182,8 @@ CLAIMS = (
     Claim(
         statement="and where observations are corrupted",
         settings=_DATA | {"task.corrupt": "obs"}, **_IQL,
+        analysis="-1036 against -1332 on all eight seeds. IQL reads observations as they are here, as in the first "
+        "statement.",
     ),
     Claim(
         statement="and where actions are corrupted",

@@ -205,6 +205,8 @@ CLAIMS = (
         treatment="cql_aw", control="cql",
         search={"regularisers.conservative.weight": (1.0, 5.0), "actor_lr": (1e-4, 1e-3)},
         **{**_CLAIM, "settings": {**_DATA, "regularisers.conservative.samples": 4}},
+        analysis="98.8 against 0.0 with a twentieth by the expert, 98.8 against 97.3 with expert data alone; "
+        "uniform draws never find the goal in the mixture.",
     ),
     Identity(
         statement="where transitions are deterministic, the policy behind weighted data earns their weighted return",

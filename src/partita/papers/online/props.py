@@ -362,6 +362,7 @@ CLAIMS = (
     Claim(
         statement="and than those of plain PPO, sampled by the policy itself",
         control="ppo_fresh", **_ERROR,
+        analysis="0.018 against 0.041 on all eight seeds; 0.0025 against 0.0049 with eight times the data.",
     ),
     Claim(
         statement="gives a gradient closer to the exact one than on-policy sampling with as many steps",
