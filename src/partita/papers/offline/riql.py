@@ -188,6 +188,7 @@ CLAIMS = (
     Claim(
         statement="and where actions are corrupted",
         settings=_DATA | {"task.corrupt": "action"}, **_IQL,
+        analysis="-750 against -925, ahead on all eight seeds, by 470 on two of them and by 50 to 110 on the others.",
     ),
     Claim(
         statement="and where rewards are corrupted",

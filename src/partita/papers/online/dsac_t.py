@@ -249,6 +249,8 @@ CLAIMS = (
     Claim(
         statement="and than that of DSACv1",
         control="dsac_v1", settings={**_RUN, "control": "dsac_v1"}, **_BIAS,
+        analysis="A tie: 13.5 against 10.9 where rewards are noisy, 3.6 against 6.2 where they are not; seeds "
+        "differ by more than methods do.",
     ),
     Claim(
         statement="where rewards are ten times as large it comes to a higher return than DSACv1",

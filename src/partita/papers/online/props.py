@@ -378,5 +378,6 @@ CLAIMS = (
         settings={"rollout.steps": 16, "behaviour.pieces": 4, "behaviour.measure": "none", "eval_size": 64},
         dial=("environments", (("32", {"batch_size": 32, "steps": 10}), ("8", {"batch_size": 8, "steps": 40}))),
         search={"lr": (1e-3, 3e-3, 1e-2)}, tuned_by="return:mean",
+        analysis="97 against 92 over training with 8 environments, 61 against 52 with 32: little, but ahead.",
     ),
 )  # fmt: skip
