@@ -27,7 +27,7 @@ PEERS := trl verl
 peers: $(READY)
 	$(BIN)/python benchmarks/environments.py $(PEERS)
 	for peer in $(PEERS); do \
-	  PYTHONPATH=src .bench/$$peer/bin/python -m pytest -q -o addopts= tests/peers/test_*$$peer*.py || exit 1; \
+	  PYTHONPATH=src .bench/$$peer/bin/python -m pytest -q -o addopts= tests/peers/test_*$$peer*.py tests/engines/test_$${peer}_*.py || exit 1; \
 	done
 
 lint: $(READY)

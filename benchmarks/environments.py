@@ -26,7 +26,26 @@ REQUIREMENTS: dict[str, tuple[str, ...]] = {
     "d3rlpy": (TORCH, "d3rlpy==2.8.1"),
     "rejax": ("rejax==0.1.3", "jax[cpu]", "gymnax==0.0.9"),
     "trl": (TORCH, "trl==1.16.0", "transformers==5.23.0", "tokenizers", "pytest"),
-    "verl": (TORCH, "transformers==5.9.0", "tensordict==0.10.0", "ray", "omegaconf", "codetiming", "pytest"),
+    "verl": (
+        TORCH,
+        "transformers==5.9.0",
+        "tensordict==0.10.0",
+        "ray==2.60.0",
+        "omegaconf==2.3.1",
+        "hydra-core==1.3.8",
+        "codetiming==1.4.0",
+        "torchdata==0.11.0",
+        "datasets==5.2.0",
+        "pillow",
+        "uvicorn",
+        "fastapi",
+        "cachetools",
+        "accelerate==1.15.0",
+        "peft==0.21.2",
+        "TransferQueue==0.1.10",
+        "scipy",
+        "pytest",
+    ),
 }
 
 # Installed without what they ask for: of verl only functions are called, and they need no more than the list above.
