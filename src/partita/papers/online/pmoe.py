@@ -259,6 +259,8 @@ CLAIMS = (
         treatment="pmoe", control="moe_gumbel", task="round_room", metric="nats by which experts are distinct",
         measure=distinct_in, tuned_by="return", settings=_ROOM, search=_SEARCH,
         dial=("doors, all alike", (("one", {"task.modes": 1}), ("four", {"task.modes": 4}))),
+        analysis="0.08 against 0.71 nats: the opposite. Both find the best return there; the experts of PMOE come "
+        "to mean much the same, those of Gumbel-softmax stay apart, with one door as with four.",
     ),
     Claim(
         statement="in PPO, too, it comes to a higher return than a unimodal policy where optima are several",
