@@ -28,6 +28,8 @@ HELP = """partita: policy optimisation, in parts
   partita figure KEY              a work's figures, measured beside the theory's lines, for its page
   partita tune RECIPE             search settings on tuning seeds; --search lr=1e-4..1e-2:log --trials N
   partita record TASK             episodes by scripted behaviours or a run's policy; --behaviour MIX --out DIR
+  partita export DIR              the language model of a run as a folder that transformers and vLLM load; --to hf
+  partita serve DIR               the same behind the OpenAI-compatible completions protocol; --port N
   partita data DIR_OR_FILE        what logged data, or a file of preferences, hold, and which rows are useless
   partita doctor DIR              what is going wrong in a run, and which parts address it
   partita papers                  the works held here; --json, --family F
@@ -312,6 +314,33 @@ def record(argv: list[str]) -> None:
     run(argv)
 
 
+def export(argv: list[str]) -> None:
+    """partita export DIR [flags]: the language model that a run trained, as a folder that transformers and vLLM load.
+
+    DIR             a run's folder, or a policy that was saved (DIR/policy)
+    --to hf         whole weights with adapters added in, tokenizer, generation settings, a model card
+    --out FOLDER    DIR/hf_CHECKPOINT by default    --force: replace a model exported before
+    --checkpoint N  as of step N, of the checkpoints that the run still holds (the last)
+    --dtype D       float32, bfloat16 or float16 (the policy's own)
+    What was written is read back by transformers, and must give the tokens and the logits of the policy.
+    """
+    from partita.lab.export import main as run
+
+    run(argv)
+
+
+def serve(argv: list[str]) -> None:
+    """partita serve DIR [--host H] [--port N]: a trained language model behind the OpenAI-compatible protocol.
+
+    DIR             a run's folder, which is exported to DIR/hf_CHECKPOINT if it was not yet, or an exported model
+    --host H        127.0.0.1: from this machine alone    --port N (8000)
+    Completions and chat, one request at a time, by the server of transformers: pip install "partita[serve]"
+    """
+    from partita.lab.serve import main as run
+
+    run(argv)
+
+
 def doctor(argv: list[str]) -> None:
     """partita doctor DIR [--json]: what is going wrong in a run, with the numbers and the parts that address it.
 
@@ -342,7 +371,7 @@ def engine(argv: list[str]) -> Any:
 COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "train": train, "solve": solve, "compare": compare, "claim": claim, "figure": figure, "tune": tune,
     "record": record, "data": data, "doctor": doctor, "play": play, "evaluate": evaluate, "report": report,
-    "papers": papers, "show": show, "diff": diff, "parts": parts,
+    "export": export, "serve": serve, "papers": papers, "show": show, "diff": diff, "parts": parts,
 }  # fmt: skip
 
 
