@@ -26,6 +26,7 @@ from partita.parts.reference import Ema
 from partita.parts.regularisers import KL, Entropy, Regulariser
 from partita.parts.reward import KLPenalty, Outcome
 from partita.parts.rollout import Sample
+from partita.parts.select import Select
 from partita.policies.language import Language
 
 os.environ.update(HF_HUB_OFFLINE="1", TRL_EXPERIMENTAL_SILENCE="1", TQDM_DISABLE="1")
@@ -393,6 +394,22 @@ def test_a_generation_that_teaches_nothing_moves_nothing(value, tmp_path):
     assert moved(one) == 0
 
 
+@dataclass(frozen=True)
+class Best(Select):
+    """The best response of all."""
+
+    rounds: int = 3
+
+    def __call__(self, batch):
+        return torch.arange(len(batch)) == batch.need("reward").sum(1).argmax()
+
+
+def test_a_selection_does_not_sample_again(tmp_path):
+    one = trained(tmp_path, PLAIN.but(select=Best()), max_steps=1)
+    logged = one.state.log_history[0]
+    assert (logged["partita/rounds"], logged["partita/kept"]) == (1, 1 / 8) and moved(one) > 1e-4
+
+
 def test_a_price_in_the_reward_is_paid_token_by_token(tmp_path):
     """The reference is another model, so that there is a price; its sum is taken off each response's reward."""
     priced = TRLS.but(reward=(Outcome(), KLPenalty(weight=0.3)))
@@ -620,6 +637,9 @@ def test_arguments_are_filled_for_every_recipe_that_fits(listed, tmp_path):
     args = grpo_config(recipe, output_dir=str(tmp_path), gradient_accumulation_steps=3, use_cpu=True, bf16=False)
     found = (args.per_device_train_batch_size, args.steps_per_generation, args.num_iterations, args.max_steps)
     assert found == (4, 6, 2, 20) and args.learning_rate == 1e-3 and args.warmup_steps == 12 and args.adam_beta1 == 0.8
+    assert args.loss_type == "grpo" and not args.use_bias_correction_kl  # TRL's log then shows the recipe's numbers
+    one = trainer(tmp_path, registry.recipe("dapo").but(rollout=HOT, group_size=4), epsilon_high=None)
+    assert (one.epsilon_low, one.epsilon_high) == (0.2, 0.28)
 
 
 # -- TRL itself -------------------------------------------------------------------------------------------------------

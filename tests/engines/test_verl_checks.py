@@ -74,8 +74,8 @@ def test_what_credit_remembers_is_saved_and_found_again(how, tmp_path, monkeypat
     first._save_checkpoint()
     after, _, _ = credited(first, drawn(1), monkeypatch)
 
-    where = [f"trainer.resume_mode={how}", f"trainer.resume_from_path={tmp_path}/global_step_7"]
-    second = trainer("riskpo", folder, *where)
+    where = [folder] if how == "auto" else [f"trainer.resume_from_path={tmp_path}/global_step_7"]
+    second = trainer("riskpo", f"trainer.resume_mode={how}", *where)
     monkeypatch.setattr(PPOTrainer, "_load_checkpoint", lambda self: setattr(self, "global_steps", 7))
     second._load_checkpoint()
     assert torch.equal(credited(second, drawn(1), monkeypatch)[0], after)

@@ -58,5 +58,6 @@ def test_advantages_and_states_are_found_where_the_loss_looks(config):
     assert torch.equal(found["turn"], batch.turn) and torch.equal(found["group"], batch.group)
     names, keys = batch.state_key[batch.mask], found["state_key"][batch.mask]
     assert torch.equal(names[:, None] == names, keys[:, None] == keys)
-    for ours in ("value", "ref_logp", "entropy", "logp", "outcome"):
-        same(found[ours], getattr(batch, ours))
+    same(found["outcome"], batch.outcome)
+    for ours in ("value", "ref_logp", "entropy", "logp"):  # verl computes them on the world's tokens as well
+        same(found[ours] * batch.mask, getattr(batch, ours))

@@ -102,9 +102,9 @@ def nested(rows) -> Tensor:
     return torch.nested.as_nested_tensor(list(rows), layout=torch.jagged)
 
 
-def strayed(batch: Batch, x: Tensor) -> Tensor:
+def strayed(batch: Batch, x: Tensor, to: float = -1000.0) -> Tensor:
     """With numbers at the world's tokens too, where verl's models and critics say something and ours are zero."""
-    return torch.where(batch.mask, x, 3.0 + torch.arange(x.shape[1]))
+    return torch.where(batch.mask, x, to)
 
 
 def within(batch: Batch, x: Tensor) -> Tensor:
@@ -164,7 +164,7 @@ def theirs(
     if batch.weight is not None:
         table["rollout_is_weights"] = within(batch, batch.weight)
     data = tu.get_tensordict(table, sizes | how)
-    leaf, total, start = strayed(batch, logp).requires_grad_(), 0.0, 0
+    leaf, total, start = strayed(batch, logp, 0.5).requires_grad_(), 0.0, 0
     for piece in prepare_micro_batches(data)[0]:
         rows = slice(start, start + len(piece))
         said = {"log_probs": spoken(piece, leaf[rows])}
