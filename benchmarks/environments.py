@@ -25,7 +25,7 @@ REQUIREMENTS: dict[str, tuple[str, ...]] = {
     "sbx": (TORCH, "sbx-rl==0.28.0", "jax[cpu]==0.10.2"),
     "d3rlpy": (TORCH, "d3rlpy==2.8.1"),
     "rejax": ("rejax==0.1.3", "jax[cpu]", "gymnax==0.0.9"),
-    "trl": (TORCH, "trl==1.16.0", "transformers==5.23.0", "tokenizers", "pytest"),
+    "trl": (TORCH, "trl==1.16.0", "transformers==5.23.0", "tokenizers", "scipy", "pytest"),
     "verl": (
         TORCH,
         "transformers==5.9.0",

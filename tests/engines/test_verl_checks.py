@@ -40,6 +40,7 @@ REFUSED = [
     ("leave_one_out", ("+algorithm.partita={eps: 1}",), "credit has no field `eps`"),
     ("constant", (f"{OBJECTIVE}pacs", "actor_rollout_ref.rollout.n=1"), "labelled_score compares the responses of"),
     ("constant", (f"{OBJECTIVE}pacs", "actor_rollout_ref.actor.shuffle=true"), r"set .*actor\.shuffle=false"),
+    ("leave_one_outt", (), "no such part; did you mean leave_one_out"),
     ("constant", (f"{OBJECTIVE}direct",), "objective direct does not run in verl: a loss of comparisons"),
     ("constant", (f"{OBJECTIVE}reinforce", "distillation.enabled=true"), r"set distillation\.enabled=false"),
 ]  # fmt: skip

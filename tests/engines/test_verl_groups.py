@@ -17,9 +17,11 @@ pytest.importorskip("verl", reason="verl is not installed; `make peers` runs the
 pytest.importorskip("transfer_queue", reason="TransferQueue is not installed; `make peers` runs these")
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore")]
 
+from verl.trainer.ppo.core_algos import POLICY_LOSS_REGISTRY
 from verl_trainers import KEYS, meta, started
 
 from partita.engines.verl.groups import keep_whole
+from partita.engines.verl.objective import Loss
 
 
 def test_workers_are_given_a_loss_that_passes_on_what_rows_hold():
@@ -29,6 +31,13 @@ def test_workers_are_given_a_loss_that_passes_on_what_rows_hold():
     mine = ours(GRPO.but(objective=part_class("objective", "pacs")(), aggregate=SequenceMean()), batch, moved(batch))
     other = theirs(None, batch, moved(batch), 1, lambda _, said, data: sent(model_output=said, data=data), group=SIZE)
     same(mine[1], other[1])
+
+
+def test_so_they_are_for_a_part_of_one_s_own(monkeypatch):
+    monkeypatch.setitem(POLICY_LOSS_REGISTRY, "mine", Loss(part_class("objective", "pacs")))
+    one = started("mine")
+    one.on_init_end()
+    assert one.actor_rollout_wg.given["loss"].keywords["config"].policy_loss.loss_mode == "mine" and one.whole_groups
 
 
 def test_verl_s_own_objectives_keep_verl_s_loss():

@@ -172,6 +172,16 @@ def test_settings_are_refused_before_anything_is_started():
         PolicyLoss(loss_mode="partita/clipped_surogate")
 
 
+def test_settings_of_a_part_of_one_s_own_travel_too():
+    batch = drawn(0)
+    logp = moved(batch, far=0.6)
+    config = actor("token-mean", "mine", {"clip_low": 0.05})
+    found, _ = Loss(ClippedSurrogate)(batch.logp, logp, batch.advantage, batch.mask, config=config)
+    recipe = GRPO.but(objective=ClippedSurrogate(clip_low=0.05), aggregate=TokenMean())
+    same(found, ours(recipe, batch, logp)[0])
+    assert (found - ours(recipe.but(objective=ClippedSurrogate()), batch, logp)[0]).abs() > 1e-3
+
+
 def test_what_is_watched_is_under_verl_s_name_and_a_part_of_one_s_own_needs_a_line():
     batch = drawn(0)
     logp = moved(batch).requires_grad_()

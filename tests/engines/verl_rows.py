@@ -164,7 +164,7 @@ def theirs(
     if batch.weight is not None:
         table["rollout_is_weights"] = within(batch, batch.weight)
     data = tu.get_tensordict(table, sizes | how)
-    leaf, total, start = strayed(batch, logp, 0.5).requires_grad_(), 0.0, 0
+    leaf, total, start = strayed(batch, logp, 1000.0).requires_grad_(), 0.0, 0
     for piece in prepare_micro_batches(data)[0]:
         rows = slice(start, start + len(piece))
         said = {"log_probs": spoken(piece, leaf[rows])}

@@ -138,10 +138,12 @@ def test_the_card_says_what_it_is_and_nothing_of_this_machine(first, tmp_path, c
         assert str(tmp_path) not in file.read_text()
 
 
-def test_names_of_base_models():
+def test_names_of_base_models(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine" / "last").mkdir(parents=True)
     assert public("tiny-0.3m") == "tiny-0.3m"
     assert public("gpt2") == "gpt2" and public("Qwen/Qwen2.5-0.5B") == "Qwen/Qwen2.5-0.5B"
-    assert public("/home/me/model") is None and public("models/mine/last") is None and public("tests/lab") is None
+    assert public("/home/me/model") is None and public("models/mine/last") is None and public("mine/last") is None
 
 
 def test_what_is_there_is_kept_unless_it_is_an_export_and_forced(run, tmp_path, capsys):

@@ -61,9 +61,11 @@ def fake(tmp_path, monkeypatch):
     start = [sys.executable, str(script)]
     monkeypatch.setattr(module, "command", lambda name, host, port: [*start, name, host, str(port)])
     monkeypatch.setattr(module, "check_packages", lambda: None)
-    before = signal.getsignal(signal.SIGTERM)
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what runs in the background
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def asked(port, path, body=None):

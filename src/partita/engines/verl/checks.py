@@ -2,27 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY, POLICY_LOSS_REGISTRY
 
 from partita.core.errors import UserError
 from partita.core.part import Part
+from partita.core.registry import part_class
+from partita.engines.verl.credit import Estimator
 from partita.engines.verl.fits import fits
-from partita.engines.verl.parts import build, credit_settings, is_ours, objective_settings
-from partita.parts.credit import Credit, GroupCredit
+from partita.engines.verl.objective import Loss
+from partita.engines.verl.parts import PREFIX, credit_settings, is_ours, objective_settings
+from partita.parts.credit import GroupCredit
 from partita.parts.objective import Objective
 
 
-def credit_of(config: Any) -> Credit | None:
-    """The credit part that `algorithm.adv_estimator` names, if it is one of ours."""
-    name = config.algorithm.adv_estimator
-    return build("credit", name, **credit_settings(config.algorithm)) if is_ours(name) else None
+def credit_of(config: Any) -> Any:
+    """The credit part that verl will call, None if it is verl's own estimator; UserError for a wrong name of ours."""
+    held = registered("credit", config.algorithm.adv_estimator, ADV_ESTIMATOR_REGISTRY)
+    return held.part(credit_settings(config.algorithm)) if isinstance(held, Estimator) else None
 
 
-def objective_of(config: Any) -> Objective | None:
-    """The objective that `policy_loss.loss_mode` names, if it is one of ours."""
+def objective_of(config: Any) -> Any:
+    """The objective that verl will call, None if it is verl's own loss; UserError for a wrong name of ours."""
     about = config.actor_rollout_ref.actor.policy_loss
-    return build("objective", about.loss_mode, **objective_settings(about)) if is_ours(about.loss_mode) else None
+    held = registered("objective", about.loss_mode, POLICY_LOSS_REGISTRY)
+    return held.part(objective_settings(about)) if isinstance(held, Loss) else None
+
+
+def registered(slot: str, name: str, registry: Mapping[str, Any]) -> Any:
+    """What verl knows by a name; UserError for a name of ours that it does not, saying why."""
+    if is_ours(name) and name not in registry:
+        for fit in fits():
+            if fit.slot == slot and name in fit.names:
+                raise UserError(f"{slot} {fit.name} does not run in verl: {fit.why}")
+        part_class(slot, name.removeprefix(PREFIX))
+    return registry.get(name)
 
 
 def check(config: Any, critic: bool, reference: bool) -> None:
@@ -38,9 +54,6 @@ def check(config: Any, critic: bool, reference: bool) -> None:
 
 def complaints(part: Part, config: Any, critic: bool, reference: bool) -> Iterator[str]:
     """What stands against a part, each with its remedy."""
-    for fit in fits():
-        if (fit.slot, fit.name, fit.way) == (part.slot, part.part_name(), "none"):
-            yield f"does not run in verl: {fit.why}"
     if "value" in part.needs and not critic:
         yield "reads values of a critic; set critic.enable=true"
     if "ref_logp" in part.needs and not reference:

@@ -12,7 +12,7 @@ from verl.workers.config.actor import PolicyLossConfig
 
 from partita.core.batch import Batch, Outputs
 from partita.core.errors import UserError
-from partita.engines.verl.parts import Held, build, objective_settings
+from partita.engines.verl.parts import Held, build, is_ours, objective_settings
 from partita.engines.verl.rows import found_beside
 from partita.parts.objective import Objective
 
@@ -24,13 +24,14 @@ class PolicyLoss(PolicyLossConfig):
         actor_rollout_ref.actor.policy_loss._target_=partita.engines.verl.objective.PolicyLoss
         '+actor_rollout_ref.actor.policy_loss.settings={clip_high: 0.28}'
 
-    Raises UserError, before anything is started, for settings that the part named by `loss_mode` refuses.
+    Raises UserError, before anything is started, for settings that the part refuses which `loss_mode` names.
     """
 
     settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        build("objective", self.loss_mode, **self.settings)
+        if is_ours(self.loss_mode):
+            build("objective", self.loss_mode, **self.settings)
 
 
 class Loss(Held):

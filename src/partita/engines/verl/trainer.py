@@ -17,7 +17,6 @@ from typing import Any, ClassVar
 
 import transfer_queue as tq
 from tensordict import TensorDict
-from verl.trainer.ppo.core_algos import get_adv_estimator_fn
 from verl.trainer.ppo.v1 import (
     PPOTrainer,
     PPOTrainerColocateAsync,
@@ -28,11 +27,9 @@ from verl.trainer.ppo.v1 import (
 from verl.utils.config import omega_conf_to_dataclass
 
 from partita.engines.verl import states
-from partita.engines.verl.checks import check, objective_of
-from partita.engines.verl.credit import Estimator
+from partita.engines.verl.checks import check, credit_of, objective_of
 from partita.engines.verl.groups import keep_whole
 from partita.engines.verl.loss import loss
-from partita.engines.verl.parts import credit_settings
 from partita.engines.verl.rows import FIELDS, beside, read
 from partita.lab.checkpoint import load, save
 
@@ -91,7 +88,7 @@ class PartitaTrainer(PPOTrainer):
     # -- checkpoints ----------------------------------------------------------------------------------------------
 
     def _save_checkpoint(self) -> None:
-        credit = self._credit()
+        credit = credit_of(self.config)
         if hasattr(credit, "state_dict"):
             folder = Path(self.config.trainer.default_local_dir, f"global_step_{self.global_steps}", "partita")
             save(folder, {"credit": credit.state_dict()})
@@ -99,7 +96,7 @@ class PartitaTrainer(PPOTrainer):
 
     def _load_checkpoint(self) -> None:
         super()._load_checkpoint()
-        folder, credit = self._resumed() / "partita", self._credit()
+        folder, credit = self._resumed() / "partita", credit_of(self.config)
         if self.global_steps and hasattr(credit, "load_state_dict") and folder.is_dir():
             credit.load_state_dict(load(folder)["credit"])
 
@@ -109,11 +106,6 @@ class PartitaTrainer(PPOTrainer):
         if about.resume_mode == "resume_path":
             return Path(os.path.abspath(about.resume_from_path))
         return Path(os.path.abspath(about.default_local_dir), f"global_step_{self.global_steps}")
-
-    def _credit(self) -> Any:
-        """The credit part that verl calls, if it is one of ours."""
-        held = get_adv_estimator_fn(self.config.algorithm.adv_estimator)
-        return held.part(credit_settings(self.config.algorithm)) if isinstance(held, Estimator) else None
 
 
 @register_trainer("partita")
