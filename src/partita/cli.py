@@ -320,9 +320,7 @@ def export(argv: list[str]) -> None:
     DIR             a run's folder, or a policy that was saved (DIR/policy)
     --to hf         whole weights with adapters added in, tokenizer, generation settings, a model card
     --out FOLDER    DIR/hf_CHECKPOINT by default    --force: replace a model exported before
-    --checkpoint N  as of step N, of the checkpoints that the run still holds (the last)
-    --dtype D       float32, bfloat16 or float16 (the policy's own)
-    What was written is read back by transformers, and must give the tokens and the logits of the policy.
+    --checkpoint N  as of step N (the last)         --dtype D: float32, bfloat16 or float16 (the policy's own)
     """
     from partita.lab.export import main as run
 
@@ -333,8 +331,7 @@ def serve(argv: list[str]) -> None:
     """partita serve DIR [--host H] [--port N]: a trained language model behind the OpenAI-compatible protocol.
 
     DIR             a run's folder, which is exported to DIR/hf_CHECKPOINT if it was not yet, or an exported model
-    --host H        127.0.0.1: from this machine alone    --port N (8000)
-    Completions and chat, one request at a time, by the server of transformers: pip install "partita[serve]"
+    --host H        127.0.0.1: from this machine alone    --port N (8000)      pip install "partita[serve]"
     """
     from partita.lab.serve import main as run
 
