@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from partita.core.batch import Batch, Outputs
+from partita.loops.descent import losses
 from partita.loops.on_policy import OnPolicy
-from partita.loops.update import losses
 
 B, SIZE = 12, 3
 NAMES = ("7f", "3a", "c0", "11")  # of groups; their order by alphabet is not that in which they come

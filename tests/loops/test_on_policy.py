@@ -8,7 +8,8 @@ import torch
 from partita.core.batch import Batch
 from partita.core.registry import recipe as recipe_of
 from partita.estimators.masked import whiten
-from partita.loops import update as updates
+from partita.loops import descent
+from partita.loops.descent import Descent
 from partita.loops.learner import Learner
 from partita.loops.on_policy import OnPolicy, gather, train
 from partita.loops.run import Generators, Run
@@ -63,14 +64,14 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(recipe):
 @pytest.mark.parametrize(("epochs", "count"), [(1, 1), (3, 4), (2, 5)])
 def test_updates_are_epochs_times_minibatches_and_every_step_is_seen_once_an_epoch(epochs, count, monkeypatch):
     applied, seen = [], []
-    apply, losses = Learner.apply, updates.losses
+    apply, losses = Learner.apply, descent.losses
     monkeypatch.setattr(Learner, "apply", lambda self: applied.append(1) or apply(self))
 
     def spy(recipe, policy, batch, weights, share, watch):
         seen.append(batch.inputs["obs"][:, 0, 0] + 1000 * batch.logp[:, 0])
         return losses(recipe, policy, batch, weights, share, watch)
 
-    monkeypatch.setattr(updates, "losses", spy)
+    monkeypatch.setattr(descent, "losses", spy)
     trained(SMALL_PPO.but(epochs=epochs, minibatches=count, steps=2), ProbeContinuous())
     assert len(applied) == 2 * epochs * count
     per_epoch = [torch.cat(seen[i : i + count]).sort().values for i in range(0, len(seen), count)]
@@ -310,7 +311,7 @@ def test_update_reports_the_learning_of_the_critic():
     learner = Learner(policy.trainable(), 1e-3, "constant", 0, 1, None, 0.0, (0.9, 0.999), 1e-8)
     batch, _, _ = gather(recipe, policy, task, Generators(0), 1)
     batch = batch.but(weight=recipe.focus(batch))
-    metrics = update(recipe, policy, learner, batch, Generators(0), 1)
+    metrics = update(recipe, policy, Descent(recipe, policy, learner), batch, Generators(0), 1)
     assert metrics["explained_variance"] == pytest.approx(float(explained_variance(batch)))
     assert {"loss", "grad_norm", "kl", "clip_fraction", "entropy"} <= set(metrics)
 

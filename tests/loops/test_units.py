@@ -7,9 +7,10 @@ import torch
 
 from partita.core.errors import UserError
 from partita.core.registry import part_class
+from partita.loops.descent import micro_batches
 from partita.loops.on_policy import gather
 from partita.loops.run import Generators
-from partita.loops.update import micro_batches, minibatches
+from partita.loops.update import minibatches
 from partita.papers.baselines.grpo import GRPO
 from partita.parts.objective import Reinforce
 from partita.parts.rollout import Demonstrations, Sample

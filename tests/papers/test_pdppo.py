@@ -20,7 +20,7 @@ from partita.papers.online.pdppo import DualCritic, apart_from_bellman, from_the
 from partita.parts.credit import GAE
 from partita.parts.reward import Outcome
 from partita.parts.rollout import Sample, Segments
-from partita.parts.rollout.control import segment
+from partita.parts.rollout.segments import segment
 from partita.policies import distributions
 from partita.policies.actor_critic import ActorCritic
 from partita.tasks.control.lot_sizing import LotSizing

@@ -18,7 +18,7 @@ from partita.papers.baselines.ppo import PPO
 from partita.papers.online.props import Buffered, RobustSampling, gradient_error, in_time, surrogate
 from partita.parts.credit import GAE
 from partita.parts.rollout import Sample, Segments
-from partita.parts.rollout.control import segment
+from partita.parts.rollout.segments import segment
 from partita.policies import distributions
 from partita.policies.actor_critic import ActorCritic
 from partita.tasks.control.classic import Cartpole, Pendulum

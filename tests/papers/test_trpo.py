@@ -10,10 +10,11 @@ from partita.core.batch import Batch
 from partita.core.errors import UserError
 from partita.core.spaces import Box, Discrete, MultiDiscrete
 from partita.estimators.trust_region import flatten
+from partita.loops.descent import evaluated
 from partita.loops.learner import Learner
 from partita.loops.on_policy import gather, train
 from partita.loops.run import Generators, Run
-from partita.loops.update import evaluated, minibatches, remembered
+from partita.loops.update import minibatches, remembered
 from partita.papers.baselines.ppo import PPO
 from partita.papers.baselines.trpo import TRPO, Surrogate, TrustRegion, divergence
 from partita.parts.credit import GAE

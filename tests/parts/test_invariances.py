@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from partita.core import registry
 from partita.core.batch import Batch
+from partita.loops.descent import losses, micro_batches
 from partita.loops.on_policy import OnPolicy
-from partita.loops.update import losses, micro_batches
 from partita.parts.aggregate import FixedLength, SequenceMean, TokenMean
 from partita.parts.objective import ClippedSurrogate
 from partita.parts.regularisers import KL, Entropy, ValueLoss

@@ -8,7 +8,7 @@ import torch
 from partita.core.errors import UserError
 from partita.core.spaces import Discrete
 from partita.parts.rollout import Sample, Segments
-from partita.parts.rollout.control import WINDOW, _count_episodes
+from partita.parts.rollout.segments import WINDOW, _count_episodes
 from partita.policies.actor_critic import ActorCritic
 from partita.tasks.control.base import Native
 

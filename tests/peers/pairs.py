@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from partita.core.batch import Batch, Outputs
+from partita.loops.descent import losses
 from partita.loops.on_policy import OnPolicy
-from partita.loops.update import losses
 
 B, T, GROUPS = 8, 9, 4
 

@@ -132,6 +132,21 @@ class Batch:
                 out[f.name] = {k: change(v) for k, v in value.items()}
         return out
 
+    def columns(self) -> dict[str, Tensor]:
+        """Every tensor, by field, or by field and key."""
+        held = {f.name: getattr(self, f.name) for f in fields(self)}
+        flat = {name: value for name, value in held.items() if isinstance(value, Tensor)}
+        for name in ("inputs", "context"):
+            flat |= {f"{name}.{key}": value for key, value in held[name].items()}
+        return flat
+
+    def over(self, columns: Mapping[str, Tensor]) -> Batch:
+        """The same columns with other values."""
+        given: dict[str, Any] = {name: value for name, value in columns.items() if "." not in name}
+        for name in ("inputs", "context"):
+            given[name] = {key: columns[f"{name}.{key}"] for key in getattr(self, name)}
+        return replace(self, **given)
+
     def to(self, device: torch.device | str) -> Batch:
         """A copy on another device."""
         return replace(self, **self._map(lambda x: x.to(device)))

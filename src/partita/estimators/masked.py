@@ -25,7 +25,8 @@ def whiten(x: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
 
     Equal entries give exact zeros: values are taken relative to the first one, which changes nothing else.
     """
-    x = x - x.flatten()[mask.flatten().view(torch.uint8).argmax()]
+    first = mask.flatten().view(torch.uint8).argmax()
+    x = x - x.flatten().index_select(0, first.view(1))
     return (x - masked_mean(x, mask)) / (masked_std(x, mask) + eps) * mask
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from partita.core.errors import UserError
 from partita.core.store import Store
 from partita.parts.explore import Explore, anything
-from partita.parts.rollout.control import WINDOW
+from partita.parts.rollout.segments import WINDOW
 from partita.policies.agent import Agent
 from partita.tasks.control.base import Envs
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from partita.core.errors import NonFinite, UserError
+from partita.core.program import Columns, Program
 from partita.core.ranks import averaged
 from partita.core.transitions import Transitions
+from partita.loops.descent import blame
 from partita.loops.learner import Learner
-from partita.loops.program import Columns, Program
-from partita.loops.update import blame
 from partita.parts.critic import Notes
 from partita.policies.agent import Agent
 from partita.policies.stack import Stack

@@ -17,10 +17,10 @@ from partita.core.policy import Policy
 from partita.core.task import Problem, Task
 from partita.estimators.anchors import hashed
 from partita.estimators.margins import response_logp
+from partita.loops.descent import blame
 from partita.loops.learned import Batched, rate_for
 from partita.loops.learner import Learner
 from partita.loops.run import Generators, Run
-from partita.loops.update import blame
 from partita.parts.contrast import Contrast, Direct
 from partita.parts.pairs import Compare, Labelled
 from partita.parts.reference import Frozen, Reference

@@ -150,8 +150,6 @@ class ActorCriticPolicy(Policy):
             old, now = batch.inputs["old"], distributions.parameters(self.space, head, self.module.log_std)
             forward, reverse = distributions.kl(self.space, old, now), distributions.kl(self.space, now, old)
             out = replace(out, forward_kl=forward, reverse_kl=reverse)
-        if bool(batch.mask.all()):
-            return out
         filled = {name: x for name, x in vars(out).items() if x is not None}
         return replace(out, **{name: torch.where(batch.mask, x, torch.zeros_like(x)) for name, x in filled.items()})
 

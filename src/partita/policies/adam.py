@@ -17,7 +17,7 @@ class Adam:
 
     Calls the kernel of torch's AdamW with lists of its own: `torch.optim.AdamW` imports the compiler when it is made,
     about a second, and gathers its state anew at every step. rate: the learning rate of the next step. kernel: False
-    spells the step out in operations that a compiler joins with others (`loops/program`).
+    spells the step out in operations that a compiler joins with others (`core/program`).
     """
 
     kernel = True
@@ -61,7 +61,10 @@ class Adam:
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for _, p in held]
         averaged(gradients)
         norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-        if bool(norm.isfinite()):
+        if not self.kernel:
+            scale = torch.ones(()) if self.max_grad_norm is None else (self.max_grad_norm / (norm + 1e-6)).clamp(max=1)
+            self._step(held, [torch.where(norm.isfinite(), g * scale, 0.0) for g in gradients])
+        elif bool(norm.isfinite()):
             if self.max_grad_norm is not None and float(norm) > self.max_grad_norm:
                 torch._foreach_mul_(gradients, self.max_grad_norm / (float(norm) + 1e-6))
             self._step(held, gradients)

@@ -13,8 +13,8 @@ from partita.engines.trl.batches import compared
 from partita.engines.trl.fits import resolved
 from partita.engines.trl.hosted import Heard, TrainDataset, acting, watch
 from partita.engines.trl.keeping import Keeping
+from partita.loops.descent import blame
 from partita.loops.preference import Preference, losses
-from partita.loops.update import blame
 
 
 class PartitaDPOTrainer(Keeping, DPOTrainer):

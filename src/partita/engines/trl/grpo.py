@@ -17,8 +17,8 @@ from partita.engines.trl.fits import resolved
 from partita.engines.trl.hosted import Heard, TrainDataset, acting, hosted, learnt, watch
 from partita.engines.trl.keeping import Keeping
 from partita.estimators.masked import whiten
+from partita.loops.descent import blame, losses
 from partita.loops.on_policy import OnPolicy
-from partita.loops.update import blame, losses
 from partita.parts.credit import Constant
 from partita.parts.reward import KLPenalty
 

@@ -15,9 +15,9 @@ from partita.core.errors import UserError
 from partita.core.part import Domain
 from partita.core.policy import Policy
 from partita.core.task import Task
+from partita.loops.descent import blame
 from partita.loops.on_policy import OnPolicy, gather
 from partita.loops.run import Generators
-from partita.loops.update import blame
 from partita.parts.reference import Reference
 from partita.parts.rollout import Rollout
 

@@ -41,7 +41,7 @@ from partita.estimators.ratios import kl_estimate
 from partita.papers.baselines.ppo import PPO
 from partita.parts.behaviour import Behaviour
 from partita.parts.rollout import Segments
-from partita.parts.rollout.control import segment
+from partita.parts.rollout.segments import segment
 from partita.policies.actor_critic import ActorCritic
 from partita.policies.adam import Adam
 from partita.tasks.control.grid import Gridworld

@@ -186,11 +186,12 @@ class Segments(Rollout):
     """A fixed number of steps of environments that go on from batch to batch (control).
 
     Each row is one environment; episodes that end within it start anew at once. `batch_size` is the number of
-    environments.
+    environments. compile: steps of native environments run as compiled programs.
     """
 
     domains = ("control",)
     steps: int = 128
+    compile: bool = False
     _live: dict[str, Any] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -208,7 +209,8 @@ class Segments(Rollout):
     def __call__(
         self, policy: Any, task: Any, problems: Any, group_size: int, generator: torch.Generator, needs: Set[str]
     ) -> Batch:
-        from partita.parts.rollout.control import segment
+        from partita.parts.rollout.segments import Blocks, segment
+        from partita.tasks.control.base import NativeEnvs
 
         live = self._live
         if "envs" not in live:
@@ -217,6 +219,8 @@ class Segments(Rollout):
             if "pending" in live:  # made again to go on: what that drew was drawn when they were made first
                 generator.set_state(before)
                 live["envs"].load_state_dict(live.pop("pending"))
+            if self.compile and isinstance(live["envs"], NativeEnvs) and "post" not in needs:
+                live["program"] = Blocks(policy, live["envs"], self.steps)
         return segment(policy, live, self.steps, generator, needs)
 
     def metrics(self, batch: Batch) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +28,17 @@ class Transition:
     terminated: Tensor
     truncated: Tensor
     final_obs: Tensor | None
+
+
+class Ahead(NamedTuple):
+    """Where one step of n native environments leads: state, obs (n, ...), steps so far, reward, and what it ended."""
+
+    state: Tensor
+    elapsed: Tensor
+    obs: Tensor
+    reward: Tensor
+    terminated: Tensor
+    truncated: Tensor
 
 
 class Envs:
@@ -130,9 +141,13 @@ class NativeEnvs(Envs):
         _fits(env, "observe: observation", self.obs, (self.n, *env.observation_shape))
 
     def step(self, action: Tensor) -> Transition:
+        return self.arrive(self.ahead(self.state, self.elapsed, action))
+
+    def ahead(self, state: Tensor, elapsed: Tensor, action: Tensor) -> Ahead:
+        """What one step leads to, before any episode starts anew; changes nothing but the generator."""
         env = self.env
         try:
-            state, reward, terminated = env.step(self.state, action, self.generator)
+            state, reward, terminated = env.step(state, action, self.generator)
         except UserError:
             raise
         except Exception as error:
@@ -144,24 +159,30 @@ class NativeEnvs(Envs):
             _fits(env, "step: reward", reward, (self.n,), torch.float32)
             _fits(env, "step: terminated", terminated, (self.n,), torch.bool)
             self.checked = True
-        elapsed = self.elapsed + 1
-        truncated = elapsed >= env.horizon
-        if not self.auto_reset:
-            return self._step_once(state, reward, terminated, truncated, elapsed)
-        done = terminated | truncated
-        obs = env.observe(state)
-        final_obs = None
-        if bool(done.any()):
-            truncated = truncated & ~terminated
-            final_obs = obs
-            fresh = env.reset(self.n, self.generator, str(state.device))
-            state = torch.where(done.view(-1, *[1] * (state.dim() - 1)), fresh, state)
-            elapsed = torch.where(done, 0, elapsed)
-            obs = env.observe(state)
-        self.state, self.elapsed, self.obs = state, elapsed, obs
-        return Transition(obs, reward, terminated, truncated, final_obs)
+        elapsed = elapsed + 1
+        return Ahead(state, elapsed, env.observe(state), reward, terminated, elapsed >= env.horizon)
 
-    def _step_once(self, state: Tensor, reward: Tensor, terminated: Tensor, truncated: Tensor, elapsed: Tensor):
+    def arrive(self, ahead: Ahead) -> Transition:
+        """Be there, and start anew what has ended."""
+        if not self.auto_reset:
+            return self._finish(ahead)
+        final_obs = None
+        if bool((ahead.terminated | ahead.truncated).any()):
+            final_obs, ahead = ahead.obs, self.renewed(ahead)
+        self.state, self.elapsed, self.obs = ahead.state, ahead.elapsed, ahead.obs
+        return Transition(ahead.obs, ahead.reward, ahead.terminated, ahead.truncated, final_obs)
+
+    def renewed(self, ahead: Ahead) -> Ahead:
+        """The same with new episodes in the place of those that ended; what terminated was not truncated."""
+        env, (state, elapsed, _, reward, terminated, truncated) = self.env, ahead
+        done = terminated | truncated
+        fresh = env.reset(self.n, self.generator, str(state.device))
+        state = torch.where(done.view(-1, *[1] * (state.dim() - 1)), fresh, state)
+        elapsed = torch.where(done, 0, elapsed)
+        return Ahead(state, elapsed, env.observe(state), reward, terminated, truncated & ~terminated)
+
+    def _finish(self, ahead: Ahead) -> Transition:
+        state, elapsed, _, reward, terminated, truncated = ahead
         was = self.over | self.cut
         keep = was.view(-1, *[1] * (state.dim() - 1))
         state = torch.where(keep, self.state, state)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from partita.core.errors import UserError
-from partita.loops.program import Program
+from partita.core.program import Program
 from partita.policies.adam import Adam
 
 
@@ -77,7 +77,7 @@ class Dropping(Fit):
 @pytest.mark.parametrize(
     ("update", "message"),
     [
-        (Counting, "the update has another loss than without: a part reads numbers that are no tensors"),
+        (Counting, "the update has another loss than without: it reads numbers that are no tensors"),
         (Asking, "the update cannot be recorded"),
         (Dropping, "the update draws by"),
     ],

@@ -1,4 +1,4 @@
-"""`Program`: an update written in plain torch, recorded once, compiled, and run as one call from then on."""
+"""`Program`: a computation written in plain torch, recorded once, compiled, and run as one call from then on."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ class Program:
     autograd and draw by torch.randn, rand or randint with a generator. It is recorded at the first call, operation by
     operation, backwards passes included; whatever is no tensor of columns or state (Python numbers, the way that an
     `if` went) stays as it was then. So it is recorded on columns that were tampered with, and must then do on the true
-    ones what the update does: UserError where it does not, or where no compiler is found.
+    ones what the update does: UserError where it does not, or where no compiler is found. name: what messages call it.
     """
 
-    def __init__(self, update: Update, state: Sequence[Tensor], generators: Sequence[torch.Generator]) -> None:
-        self.update, self.generators = update, generators
+    def __init__(
+        self, update: Update, state: Sequence[Tensor], generators: Sequence[torch.Generator], name: str = "update"
+    ) -> None:
+        self.update, self.generators, self.name = update, generators, name
         self.state = list({id(x): x for x in state}.values())
-        self.bare = [x.detach() for x in self.state]  # the same memory, without what autograd knows of it
         self.draws: list[Callable[[], Tensor]] = []
         self.names: list[str] = []
         self.compiled: Callable[..., Sequence[Tensor]] | None = None
@@ -43,7 +44,12 @@ class Program:
             self._record(columns)
         assert self.compiled is not None
         noise = [draw() for draw in self.draws]
-        return dict(zip(self.names, self.compiled(*columns.values(), *noise, *self.bare), strict=True))
+        return dict(zip(self.names, self.compiled(*columns.values(), *noise, *self.state), strict=True))
+
+    @property
+    def bare(self) -> list[Tensor]:
+        """The state's memory as it is now, without what autograd knows of it."""
+        return [x.detach() for x in self.state]
 
     def _record(self, columns: Columns) -> None:
         """Compile the update, and see that it does what it should; leaves state and generators as they were."""
@@ -71,9 +77,9 @@ class Program:
             moved = again()
         for name in self.names:
             if not _near(found[name], notes[name], NOTES):
-                raise UserError(f"compile: compiled, the update has another {name} than without: {_WHY}")
+                raise UserError(f"compile: compiled, the {self.name} has another {name} than without: {_WHY}")
         if not _near(_joined(moved, before), _joined(after, before), MOVES):
-            raise UserError(f"compile: compiled, the update moves its networks elsewhere than without: {_WHY}")
+            raise UserError(f"compile: compiled, the {self.name} moves its networks elsewhere than without: {_WHY}")
 
     def _trace(self, names: list[str], inputs: list[Tensor]) -> Any:
         """The update's operations, as a graph whose inputs are the columns, the draws and the state."""
@@ -92,24 +98,24 @@ class Program:
             if "tracing tensor" not in str(error):
                 raise
             raise UserError(
-                f"compile: the update cannot be recorded: a part reads a tensor as a number; {_FIX}"
+                f"compile: the {self.name} cannot be recorded: it reads a tensor as a number; {_FIX}"
             ) from error
         graph.graph.eliminate_dead_code()
         graph.recompile()
         held = {x.untyped_storage().data_ptr() for x in self.state}
         for node in graph.graph.nodes:
             if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
-                raise UserError(f"compile: the update draws by {node.target}, which cannot be repeated; {_FIX}")
+                raise UserError(f"compile: the {self.name} draws by {node.target}, which cannot be repeated; {_FIX}")
             if node.op == "get_attr" and isinstance(x := getattr(graph, node.target), Tensor):
                 if any(_writes(user, node) for user in node.users):
-                    raise UserError(f"compile: the update changes a tensor that it keeps to itself; {_FIX}")
+                    raise UserError(f"compile: the {self.name} changes a tensor that it keeps to itself; {_FIX}")
                 if x.untyped_storage().data_ptr() in held:
                     raise AssertionError(f"a tensor of shape {tuple(x.shape)} shares the state's memory unasked")
         return graph
 
 
 _FIX = "leave --compile out"
-_WHY = f"a part reads numbers that are no tensors; {_FIX}"
+_WHY = f"it reads numbers that are no tensors; {_FIX}"
 
 
 class _Draws(TorchFunctionMode):
@@ -151,7 +157,7 @@ def _joined(now: Sequence[Tensor], before: Sequence[Tensor]) -> Tensor:
 
 
 def _near(x: Tensor, y: Tensor, share: float) -> bool:
-    return bool((x - y).double().norm() <= share * y.double().norm() + 1e-6)
+    return bool((x.double() - y.double()).norm() <= share * y.double().norm() + 1e-6)
 
 
 def _compile(graph: Any, inputs: list[Any]) -> Callable[..., Sequence[Tensor]]:
