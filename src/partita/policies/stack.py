@@ -52,6 +52,10 @@ class Stack(nn.Module):
         for i, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
             if self.rounded and 0 < i < last:
                 x = torch.bmm(x.bfloat16(), weight.bfloat16()).to(x.dtype) + bias
+            elif weight.shape[-1] == 1:
+                x = (x * weight.mT).sum(-1, keepdim=True) + bias
+            elif weight.shape[-1] < THIN:
+                x = torch.bmm(weight.mT, x.mT).mT + bias
             else:
                 x = torch.baddbmm(bias, x, weight)
             x = x if i == last else self.activation(layer_norm(x, x.shape[-1:]) if self.norm else x)
