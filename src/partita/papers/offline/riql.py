@@ -193,6 +193,8 @@ CLAIMS = (
     Claim(
         statement="and where rewards are corrupted",
         settings=_DATA | {"task.corrupt": "reward"}, **_IQL,
+        analysis="-765 against -1123 on all eight seeds. IQL reads observations as they are here, as in the first "
+        "statement.",
     ),
     Claim(
         statement="more than EDAC where everything is corrupted",

@@ -266,5 +266,7 @@ CLAIMS = (
         statement="in PPO, too, it comes to a higher return than a unimodal policy where optima are several",
         treatment="pmoe_ppo", control="ppo", task="round_room", metric="return", dial=_DOORS, settings=_SEGMENTS,
         search={"lr": (1e-3, 3e-3), "policy.log_std": (-1.0, 0.0)},
+        analysis="0.9992 against 0.9999: both find the best of four doors on every seed: probably because 64 "
+        "rooms at once see all doors from the first step on, which leaves experts nothing to win.",
     ),
 )  # fmt: skip
