@@ -48,12 +48,12 @@ docs: $(READY)
 	$(BIN)/python scripts/make_docs.py
 	$(BIN)/mkdocs build --strict
 
+# Hours on a machine that nothing else may use meanwhile; `make bench SUITE=start-up` takes a part of it.
+SUITE := cartpole halfcheetah grpo dpo sac offline sac-curves planning start-up scaling
 bench: $(READY)
-	for measure in speed solve; do $(BIN)/python benchmarks/run.py cartpole --only $$measure || exit 1; done
-	for measure in short long; do $(BIN)/python benchmarks/run.py grpo --only $$measure || exit 1; done
-	$(BIN)/python benchmarks/run.py dpo
-	for bench in sac offline sac-curves; do $(BIN)/python benchmarks/run.py $$bench || exit 1; done
+	for bench in $(SUITE); do $(BIN)/python benchmarks/run.py $$bench || exit 1; done
 	$(BIN)/python benchmarks/compare.py
+	$(BIN)/python benchmarks/anchors.py
 
 clean:
 	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache

@@ -1,7 +1,7 @@
 """What `partita compare` adds to the runs that it carries out: two recipes, 8 seeds, two processes.
 
-    python benchmarks/compare.py                 # control and language, once each, and every run alone
-    python benchmarks/compare.py --only control --repeats 3
+    python benchmarks/compare.py                 # control and language, 7 times each, and every run alone
+    python benchmarks/compare.py --only control --repeats 1
     python benchmarks/compare.py --quick --out /tmp/try.json
 
     inside   wall-clock of the command / (sum of what its runs took inside it / 2)       target 1.15
@@ -128,7 +128,7 @@ def measure(case: Case, repeats: int, quick: bool) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> int:
     flags = argparse.ArgumentParser(description="The overhead of comparisons.")
-    flags.add_argument("--repeats", type=int, default=1)
+    flags.add_argument("--repeats", type=int, default=7)
     flags.add_argument("--only", choices=[case.name for case in CASES], default=None)
     flags.add_argument("--quick", action="store_true", help="few and short runs, to try the harness")
     flags.add_argument("--out", type=Path, default=RESULTS / "compare.json")
@@ -137,7 +137,8 @@ def main(argv: list[str] | None = None) -> int:
         flags.error("--repeats: 1 or more")
     adopt()
     before = call(sys.executable, "benchmarks.machine", [])
-    cases = [measure(case, args.repeats, args.quick) for case in CASES if args.only in (None, case.name)]
+    repeats = 1 if args.quick else args.repeats
+    cases = [measure(case, repeats, args.quick) for case in CASES if args.only in (None, case.name)]
     after = call(sys.executable, "benchmarks.machine", [])
     result = {
         "benchmark": "compare", "date": datetime.date.today().isoformat(), "commit": commit(), "quick": args.quick,

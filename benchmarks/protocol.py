@@ -23,15 +23,28 @@ def peak_mb() -> float:
 def rates(ends: list[float], processor: list[float], warm: int, tokens: int) -> dict[str, float | int]:
     """Rates from the wall and processor times at the end of every step, of which the first `warm` do not count.
 
-    cpu_seconds: processor time a step over all threads; unlike the rest it changes little on a busy machine.
+    microseconds: of a token. cpu_seconds: processor time a step over all threads; unlike the rest it changes little on
+    a busy machine.
     """
     seconds = [b - a for a, b in zip(ends[warm - 1 :], ends[warm:], strict=False)]
     return {
         "steps": len(seconds),
         "tokens_per_step": tokens,
         "tokens_per_second": tokens * len(seconds) / sum(seconds),
+        "microseconds": 1e6 * sum(seconds) / (tokens * len(seconds)),
         "median_step_seconds": statistics.median(seconds),
         "cpu_seconds": (processor[-1] - processor[warm - 1]) / len(seconds),
+    }
+
+
+def counted(steps: int, seconds: float, processor: float) -> dict[str, float | int]:
+    """Rates of so many steps of environments, which took so many seconds, and so many of the processor."""
+    return {
+        "steps": steps,
+        "seconds": seconds,
+        "steps_per_second": steps / seconds,
+        "microseconds": 1e6 * seconds / steps,
+        "cpu_microseconds": 1e6 * processor / steps,
     }
 
 

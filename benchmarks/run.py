@@ -1,17 +1,21 @@
 """Both sides of a benchmark in one run, each in a process and an environment of its own, taking turns.
 
     python benchmarks/run.py cartpole                # speed, and time until solved: Partita, SB3, rejax
-    python benchmarks/run.py grpo --repeats 7        # tokens a second and memory: Partita, TRL
+    python benchmarks/run.py grpo --only short       # tokens a second and memory: Partita, TRL
     python benchmarks/run.py dpo                     # pairs a second and memory: Partita, TRL
     python benchmarks/run.py sac                     # updates a second: Partita, SB3, SBX and two lean loops
     python benchmarks/run.py offline                 # updates a second of TD3+BC and IQL: Partita, d3rlpy
     python benchmarks/run.py sac-curves              # area under evaluation curves: Partita, SB3
     python benchmarks/run.py planning                # seconds to 1e-8 on 10,000 states: Partita, plain SciPy
+    python benchmarks/run.py halfcheetah             # PPO steps a second: Partita, SB3, a loop in eager torch
+    python benchmarks/run.py start-up                # seconds to help, import, first update: Partita, SB3, TRL
+    python benchmarks/run.py scaling                 # Partita alone, from small to large
     python benchmarks/run.py grpo --quick --out /tmp/try.json
 
-Makes the peers' environments if they are missing. Prints a table of medians with ratios, and writes every single
-value with a description of the machine, versions and the matmul rate of the same run to
-`benchmarks/results/NAME.json` (with --only, NAME-MEASURE.json). Nothing else should run on the machine meanwhile.
+Makes the peers' environments if they are missing. For each measure prints a table of medians with ratios, and writes
+every single value with a description of the machine, versions and the matmul rate of the same run to
+`benchmarks/results/NAME-MEASURE.json` (NAME.json where there is but one). Nothing else should run on the machine
+meanwhile.
 """
 
 from __future__ import annotations
@@ -32,13 +36,15 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import environments, jobs, planning, replay  # noqa: E402
-from benchmarks.jobs import Measure, Side, Target  # noqa: E402
+from benchmarks import cheetah, environments, jobs, planning, replay, scaling, starting  # noqa: E402
+from benchmarks.jobs import Limit, Measure, Side, Target  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 MODEL = environments.HOME / "tiny-qwen2"
-BENCHMARKS = {**jobs.BENCHMARKS, **replay.BENCHMARKS, **planning.BENCHMARKS}
-TARGETS = {**jobs.TARGETS, **replay.TARGETS, **planning.TARGETS}
+SUITE = (jobs, replay, planning, cheetah, starting, scaling)
+BENCHMARKS: dict[str, tuple[Measure, ...]] = {name: what for part in SUITE for name, what in part.BENCHMARKS.items()}
+TARGETS: dict[str, tuple[Target | Limit, ...]] = {name: what for part in SUITE for name, what in part.TARGETS.items()}
+REPEATS, SEEDS = 7, {"sac-curves": 8}
 SEED = 100  # settings were chosen on seeds below
 
 Row = dict[str, Any]
@@ -94,8 +100,18 @@ def summary(rows: list[Row], field: str) -> Row:
     return {"median": median, "min": min(values), "max": max(values)}
 
 
-def compare(target: Target, table: Table) -> Row:
+def compare(target: Target | Limit, table: Table) -> Row:
     """Ours over theirs, medians; whether the target is met (None where there is none)."""
+    if isinstance(target, Limit):
+        ours = summary(table[target.measure, target.ours], target.field)["median"]
+        goal, sign, met = (
+            (target.most, "<=", ours <= target.most) if target.most is not None
+            else (target.least, ">=", ours >= target.least)
+        )  # fmt: skip
+        return {
+            "measure": target.measure, "field": target.field, "ours": target.ours, "theirs": None, "our_median": ours,
+            "ratio": ours / goal, "target": f"{number(ours)} {sign} {number(goal)}", "met": met,
+        }  # fmt: skip
     if isinstance(target, replay.NoWorse):
         return no_worse(target, table)
     ours = summary(table[target.measure, target.ours], target.field)["median"]
@@ -142,79 +158,86 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def show(name: str, measures: list[Measure], table: Table, ratios: list[Row]) -> None:
+def show(name: str, what: Measure, table: Table, ratios: list[Row]) -> None:
     """Print medians (least to largest) of all sides, then the ratios."""
-    print(f"\n{name}: median (least to largest)")
-    for what in measures:
-        for side in what.sides:
-            cells = []
-            for field in what.fields:
-                s = summary(table[what.name, side.name], field)
-                cells.append(f"{field} {number(s['median'])} ({number(s['min'])} to {number(s['max'])})")
-            print(f"  {what.name:11} {side.name:15} {'  '.join(cells)}")
+    print(f"\n{name} {what.name}: median (least to largest)")
+    for side in what.sides:
+        cells = []
+        for field in what.fields:
+            s = summary(table[what.name, side.name], field)
+            cells.append(f"{field} {number(s['median'])} ({number(s['min'])} to {number(s['max'])})")
+        print(f"  {side.name:15} {'  '.join(cells)}")
     print("ours / theirs")
     for r in ratios:
         verdict = "" if r["met"] is None else f"target {r['target']}: {'met' if r['met'] else 'NOT met'}"
-        pair = f"{r['ours']} / {r['theirs']}"
-        print(f"  {r['measure']:11} {r['field']:18} {pair:25} {number(r['ratio']):>7}  {verdict}")
+        pair = f"{r['ours']} / {r['theirs'] or 'limit'}"
+        print(f"  {r['field']:18} {pair:25} {number(r['ratio']):>7}  {verdict}")
 
 
-def main(argv: list[str] | None = None) -> int:
-    flags = argparse.ArgumentParser(description="Partita against its peers.")
-    flags.add_argument("name", choices=list(BENCHMARKS))
-    flags.add_argument("--repeats", type=int, default=None, help="5; of sac and offline 7, of sac-curves 8 seeds")
-    flags.add_argument("--quick", action="store_true", help="a single short pass that only tries the harness")
-    flags.add_argument("--only", default=None, help="one measure, as speed, short or short-known")
-    flags.add_argument("--out", type=Path, default=None)
-    args = flags.parse_args(argv)
-    repeats = 1 if args.quick else replay.REPEATS.get(args.name, 5) if args.repeats is None else args.repeats
-    measures = [m for m in BENCHMARKS[args.name] if args.only in (None, m.name)]
-    if not measures or repeats < 1:
-        flags.error(f"--only: {args.name} has {', '.join(m.name for m in BENCHMARKS[args.name])}; --repeats from 1")
-    for name in sorted({s.environment for m in measures for s in m.sides if s.environment}):
-        environments.make(name)
-    if args.name in ("grpo", "dpo"):
-        subprocess.run([sys.executable, "-m", "benchmarks.tiny_model", str(MODEL)], cwd=ROOT, check=True)
-
-    table: Table = {}
-    machine: list[Row] = []
-    for what in measures:
-        measure(what, repeats, args.quick, table, machine)
-    ratios = [compare(t, table) for t in TARGETS[args.name] if any(t.measure == m.name for m in measures)]
-    show(args.name, measures, table, ratios)
-    rates = [m.pop("matmul_gflops") for m in machine]
-    loads = [m.pop("load") for m in machine]
-    result = {
-        "benchmark": args.name,
-        "date": datetime.date.today().isoformat(),
-        "commit": commit(),
-        "repeats": repeats,
-        "quick": args.quick,
+def record(what: Measure, table: Table, machine: list[Row], ratios: list[Row]) -> Row:
+    """What is kept of a measure, beside when and of what it was taken."""
+    rates = [row["matmul_gflops"] for row in machine]
+    loads = [row["load"] for row in machine]
+    return {
         "machine": {**machine[0], "matmul_gflops": statistics.median(rates), "load": max(loads)},
         "ratios": ratios,
         "sides": [
             {
                 "measure": what.name,
                 "side": side.name,
-                "settings": table[what.name, side.name][0].get("settings", ""),
-                "threads": table[what.name, side.name][0].get("threads"),
-                "versions": table[what.name, side.name][0]["versions"],
-                **{f: summary(table[what.name, side.name], f) for f in what.fields},
-                "runs": [
-                    {f: r[f] for f in ("seed", *what.fields, "curve") if f in r} for r in table[what.name, side.name]
-                ],
+                "role": side.role,
+                "settings": rows[0].get("settings", ""),
+                "threads": rows[0].get("threads"),
+                "versions": rows[0]["versions"],
+                **{f: summary(rows, f) for f in what.fields},
+                "runs": [{f: r[f] for f in ("seed", *what.fields, "curve") if f in r} for r in rows],
             }
-            for what in measures
             for side in what.sides
+            for rows in (table[what.name, side.name],)
         ],
     }
-    out = args.out or RESULTS / (f"{args.name}.json" if args.only is None else f"{args.name}-{args.only}.json")
+
+
+def main(argv: list[str] | None = None) -> int:
+    flags = argparse.ArgumentParser(description="Partita against its peers.")
+    flags.add_argument("name", choices=list(BENCHMARKS))
+    flags.add_argument("--repeats", type=int, default=None, help="7; of sac-curves 8 seeds")
+    flags.add_argument("--quick", action="store_true", help="a single short pass that only tries the harness")
+    flags.add_argument("--only", default=None, help="one measure, as speed, short or short-known")
+    flags.add_argument("--out", type=Path, default=None, help="of one measure; of several, their names are added to it")
+    args = flags.parse_args(argv)
+    repeats = 1 if args.quick else SEEDS.get(args.name, REPEATS) if args.repeats is None else args.repeats
+    measures = [m for m in BENCHMARKS[args.name] if args.only in (None, m.name)]
+    if not measures or repeats < 1:
+        flags.error(f"--only: {args.name} has {', '.join(m.name for m in BENCHMARKS[args.name])}; --repeats from 1")
+    for name in sorted({s.environment for m in measures for s in m.sides if s.environment}):
+        environments.make(name)
+    if any("MODEL" in s.args for m in measures for s in m.sides):
+        subprocess.run([sys.executable, "-m", "benchmarks.tiny_model", str(MODEL)], cwd=ROOT, check=True)
+
+    for what in measures:
+        table: Table = {}
+        machine: list[Row] = []
+        measure(what, repeats, args.quick, table, machine)
+        ratios = [compare(t, table) for t in TARGETS[args.name] if t.measure == what.name]
+        show(args.name, what, table, ratios)
+        about = {"benchmark": args.name, "date": datetime.date.today().isoformat(), "commit": commit()}
+        about |= {"repeats": repeats, "quick": args.quick}
+        alone = len(BENCHMARKS[args.name]) == 1
+        out = RESULTS / (f"{args.name}.json" if alone else f"{args.name}-{what.name}.json")
+        if args.out is not None:
+            out = args.out if len(measures) == 1 else args.out.with_stem(f"{args.out.stem}-{what.name}")
+        write(out, {**about, **record(what, table, machine, ratios)})
+    return 0
+
+
+def write(out: Path, result: Row) -> None:
+    """The result as JSON, all of it or nothing."""
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_suffix(".partial")
     partial.write_text(json.dumps(finite(result), indent=1) + "\n")
     partial.replace(out)
-    print(f"matmul {statistics.median(rates):.0f} GFLOP/s; wrote {out}")
-    return 0
+    print(f"matmul {result['machine']['matmul_gflops']:.0f} GFLOP/s; wrote {out}")
 
 
 def commit() -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import sys
 from pathlib import Path
 
 from partita.core import registry
@@ -16,7 +16,13 @@ from partita.loops.on_policy import OnPolicy
 from partita.loops.preference import Preference
 from partita.loops.replay import OffPolicy
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.charts import charts  # noqa: E402
+from benchmarks.tables import tables  # noqa: E402
+
+DOCS, RESULTS = ROOT / "docs", ROOT / "benchmarks" / "results"
 
 
 def fenced(lines: list[str]) -> list[str]:
@@ -72,80 +78,11 @@ def papers() -> None:
     (folder / "index.md").write_text("\n".join(listing) + "\n")
 
 
-def short(value: float | None) -> str:
-    """Three significant digits, or whole thousands."""
-    if value is None:
-        return "never"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
-def benchmarks() -> str:
-    """The committed results as tables: medians with the least and the largest, then the ratios."""
-    out = [
-        "# Benchmarks", "",
-        "Both sides in one run, each in its own environment, taking turns; medians of at least five runs with the",
-        "least and the largest. `make bench` repeats them; `benchmarks/README.md` says what each side runs. Written by",
-        "`scripts/make_docs.py` from `benchmarks/results`.", "",
-    ]  # fmt: skip
-    for path in sorted((DOCS.parent / "benchmarks" / "results").glob("*.json")):
-        found = json.loads(path.read_text())
-        machine = found["machine"]
-        out += [f"## {path.stem}", ""]
-        about = ", ".join(f"{k} {short(v) if isinstance(v, float) else v}" for k, v in machine.items())
-        if "cases" in found:
-            out += (overhead if "arms" in found["cases"][0] else shares)(found, about)
-            continue
-        out += [f"{found['date']}, commit {found['commit']}, {found['repeats']} runs a side. Machine: {about}.", ""]
-        for measure in dict.fromkeys(side["measure"] for side in found["sides"]):
-            sides = [s for s in found["sides"] if s["measure"] == measure]
-            fields = [k for k, v in sides[0].items() if isinstance(v, dict) and "median" in v]
-            out += ["| side | " + " | ".join(fields) + " |", "|---" * (len(fields) + 1) + "|"]
-            for side in sides:
-                spans = [side[f] for f in fields]
-                cells = [f"{short(s['median'])} ({short(s['min'])} to {short(s['max'])})" for s in spans]
-                out.append(f"| `{side['side']}` | " + " | ".join(cells) + " |")
-            out.append("")
-        out += ["| ours / theirs | of | ratio | target |", "|---|---|---|---|"]
-        for r in found["ratios"]:
-            target = "none" if r["met"] is None else f"{r['target']}: {'met' if r['met'] else 'not met'}"
-            out.append(f"| `{r['ours']}` / `{r['theirs']}` | {r['field']} | {short(r['ratio'])} | {target} |")
-        out += ["", "Settings:", ""]
-        out += [f"- `{s['side']}`: {s['settings']}" for s in found["sides"]] + [""]
-    return "\n".join(out)
-
-
-def overhead(found: dict, about: str) -> list[str]:
-    """What `partita compare` adds to its runs, as a table."""
-    out = [
-        f"{found['date']}, commit {found['commit']}. Machine: {about}.", "",
-        "Wall-clock of `partita compare` over half the sum of its runs: as they went inside it, and alone.", "",
-        "| runs | wall-clock | inside | alone | processor time | target |", "|---|---|---|---|---|---|",
-    ]  # fmt: skip
-    for case in found["cases"]:
-        cells = (short(case[k]) for k in ("wall", "inside", "alone", "work"))
-        goal = f"{case['target']}: {'met' if case['met'] else 'not met'}"
-        out.append(f"| {' and '.join(case['arms'])}, {case['seeds']} seeds each | {' | '.join(cells)} | {goal} |")
-    return [*out, ""]
-
-
-def shares(found: dict, about: str) -> list[str]:
-    """What one piece takes of a training step, as a table."""
-    out = [
-        f"{found['date']}, commit {found['commit']}, task {found['task']}. Machine: {about}.", "",
-        "Processor seconds of a step, those of credit and of hashing in it, and their share beyond the baseline.", "",
-        "| recipe | step | credit | hashing | share | target |", "|---|---|---|---|---|---|",
-    ]  # fmt: skip
-    for case in found["cases"]:
-        cells = (short(case[k]) for k in ("processor", "credit", "hashing", "overhead"))
-        goal = f"{case['target']}: {'met' if case['met'] else 'not met'}"
-        out.append(f"| {case['case']} | {' | '.join(cells)} | {goal} |")
-    return [*out, ""]
-
-
 if __name__ == "__main__":
-    (DOCS / "benchmarks.md").write_text(benchmarks())
+    (DOCS / "benchmarks.md").write_text(tables(RESULTS))
+    (DOCS / "benchmark-charts.md").write_text(charts(RESULTS))
     (DOCS / "slots.md").write_text(slots())
     (DOCS / "tasks.md").write_text(tasks())
     papers()
-    site.build(DOCS / "evidence", evidence=DOCS.parent / "evidence", home="../index.html")
+    site.build(DOCS / "evidence", evidence=ROOT / "evidence", home="../index.html")
     print(f"wrote the generated pages under {DOCS}")

@@ -2,6 +2,7 @@
 
     python -m benchmarks.ours.partita_cartpole speed            # 64 environments x 128 steps, 4 epochs of 8 minibatches
     python -m benchmarks.ours.partita_cartpole speed --as sb3   # that library's defaults: 8 x 2048, 10 epochs of 256
+    python -m benchmarks.ours.partita_cartpole speed --environments 4096
     python -m benchmarks.ours.partita_cartpole solve --seed 3
 
 Prints one JSON line. `solved` is the moment (seconds since the epoch) at which the whole run was over and written to
@@ -13,7 +14,6 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.protocol import report
@@ -28,46 +28,24 @@ SOLVE: dict[str, Any] = dict(
 )
 
 
-def recipe_of(batch_size: int, rollout: int, discount: float = 0.99, gae_lambda: float = 0.95, **numbers: Any) -> Any:
-    """The library's `ppo` recipe with other numbers."""
-    from partita.core import registry
-    from partita.parts.credit import GAE
-    from partita.parts.rollout import Segments
-
-    credit = GAE(discount=discount, gae_lambda=gae_lambda)
-    return registry.recipe("ppo").but(rollout=Segments(steps=rollout), batch_size=batch_size, credit=credit, **numbers)
-
-
-def speed(name: str, warm: int, steps: int, seed: int) -> dict[str, Any]:
-    """Environment steps a second of the loop (collecting and updating), after a warm-up; at least `steps` of them."""
-    import torch
+def speed(name: str, changes: dict[str, int | None], compile: bool, warm: int, steps: int, seed: int) -> dict[str, Any]:
+    """Environment steps a second, of settings by name; `changes` to a batch leave minibatches as large."""
+    from benchmarks.ours import on_policy
 
     from partita.core import registry
-    from partita.core.batch import Batch
-    from partita.loops.on_policy import train
-    from partita.loops.run import Run
 
-    class Clock(Run):
-        ends: list[float]
-
-        def log(self, step: int, metrics: Mapping[str, float], batch: Batch | None = None) -> None:
-            self.ends.append(time.perf_counter())
-
-    torch.set_num_threads(1)
-    settings = SPEED[name]
-    size = settings["batch_size"] * settings["rollout"]
-    first, total = -(-warm // size), -(-warm // size) + -(-steps // size)
-    task = registry.part_class("task", "cartpole")()
-    run = Clock(seed)
-    run.ends = []
-    policy = registry.part_class("policy", "actor_critic")().build(task, True, run.generators["init"])
-    train(recipe_of(**settings, steps=total), policy, task, run)
-    seconds, done = run.ends[-1] - run.ends[first - 1], (total - first) * size
-    return {"steps": done, "seconds": seconds, "steps_per_second": done / seconds, "settings": f"{name}: {settings}"}
+    numbers = SPEED[name]
+    changed = {**numbers, **{k: v for k, v in changes.items() if v is not None}, "compile": compile}
+    times = changed["batch_size"] * changed["rollout"] / (numbers["batch_size"] * numbers["rollout"])
+    changed["minibatches"] = max(1, round(numbers["minibatches"] * times))
+    found = on_policy.speed(changed, registry.part_class("task", "cartpole")(), warm, steps, seed)
+    return {**found, "settings": f"{name}: {changed}"}
 
 
 def solve(target: float, limit: int, seed: int) -> dict[str, Any]:
     """A whole run with its folder, until the last 100 episodes average `target` or `limit` steps were taken."""
+    from benchmarks.ours.on_policy import recipe_of
+
     from partita.lab.train import train
 
     size = SOLVE["batch_size"] * SOLVE["rollout"]
@@ -85,6 +63,9 @@ def main() -> None:
     flags = argparse.ArgumentParser()
     flags.add_argument("what", choices=["speed", "solve"])
     flags.add_argument("--as", dest="name", choices=list(SPEED), default="rejax")
+    flags.add_argument("--environments", type=int, default=None, help="other than the settings'")
+    flags.add_argument("--rollout", type=int, default=None, help="steps of each, other than the settings'")
+    flags.add_argument("--compile", action="store_true")
     flags.add_argument("--seed", type=int, default=0)
     flags.add_argument("--warm", type=int, default=32_768)
     flags.add_argument("--steps", type=int, default=262_144)
@@ -92,7 +73,8 @@ def main() -> None:
     flags.add_argument("--limit", type=int, default=1_000_000)
     args = flags.parse_args()
     if args.what == "speed":
-        result = speed(args.name, args.warm, args.steps, args.seed)
+        changes = {"batch_size": args.environments, "rollout": args.rollout}
+        result = speed(args.name, changes, args.compile, args.warm, args.steps, args.seed)
     else:
         result = solve(args.target, args.limit, args.seed)
     report("partita", ("partita", "torch", "numpy"), what=args.what, seed=args.seed, threads=1, **result)

@@ -3,7 +3,8 @@
     python -m benchmarks.ours.partita_grpo short --model FOLDER     # prompts of 12, completions of 12 tokens
     python -m benchmarks.ours.partita_grpo long  --model FOLDER     # prompts of 128, completions of 64 tokens
 
-The library's own loop and `grpo` recipe: 256 completions a step in groups of 8, no KL term, one update a batch.
+The library's own loop and `grpo` recipe: 256 completions a step in groups of 8 (or --group), no KL term, one update a
+batch.
 Prints one JSON line.
 """
 
@@ -70,6 +71,7 @@ def main() -> None:
     flags.add_argument("--seed", type=int, default=0)
     flags.add_argument("--warm", type=int, default=3)
     flags.add_argument("--steps", type=int, default=10)
+    flags.add_argument("--group", type=int, default=GROUP, help="completions of a prompt; as many in all")
     flags.add_argument("--micro", type=int, default=16, help="completions in one backward pass")
     args = flags.parse_args()
     imported_mb = peak_mb()
@@ -78,8 +80,8 @@ def main() -> None:
     total = args.warm + args.steps
     recipe = registry.recipe("grpo").but(
         rollout=Sample(max_tokens=completion_length),
-        batch_size=COMPLETIONS // GROUP,
-        group_size=GROUP,
+        batch_size=COMPLETIONS // args.group,
+        group_size=args.group,
         micro_batch=args.micro,
         steps=total,
         lr=1e-4,
@@ -105,7 +107,7 @@ def main() -> None:
         imported_mb=imported_mb,
         increase_mb=round(peak_mb() - imported_mb, 1),
         threads=torch.get_num_threads(),
-        settings=f"micro {args.micro}",
+        settings=f"micro {args.micro}, {COMPLETIONS // args.group} prompts x {args.group}",
     )
 
 

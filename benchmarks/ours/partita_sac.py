@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from benchmarks.protocol import report
-from benchmarks.replay import ACTION, BATCH, BLOCK, EPISODE, HIDDEN, OBS, RATE, Meter, limit, transitions
+from benchmarks.replay import BATCH, BLOCK, EPISODE, HIDDEN, RATE, Meter, Size, limit, transitions
 
 from partita.core import registry
 from partita.core.batch import Batch
@@ -34,14 +34,16 @@ class Logged(Control):
     """Synthetic episodes, and no environment."""
 
     episodes: Any = field(compare=False)
+    size: Size = Size()
 
     @property
     def observation_shape(self) -> tuple[int, ...]:
-        return (OBS,)
+        return (self.size.obs,)
 
     @property
     def action_space(self) -> Space:
-        return Box(ACTION, (-1.0,) * ACTION, (1.0,) * ACTION)
+        n = self.size.action
+        return Box(n, (-1.0,) * n, (1.0,) * n)
 
 
 class Clock(Run):
@@ -55,12 +57,12 @@ class Clock(Run):
         self.stopped = self.meter.tick(int(metrics["updates"]))
 
 
-def logged(seed: int) -> Logged:
+def logged(seed: int, size: Size) -> Logged:
     """The transitions as a task."""
-    data = {k: torch.from_numpy(v) for k, v in transitions(seed).items()}
+    data = {k: torch.from_numpy(v) for k, v in transitions(seed, size).items()}
     end = data.pop("end").bool()
     never, episode = torch.zeros_like(end), torch.arange(len(end)) // EPISODE
-    return Logged(Episodes(**data, terminated=never, truncated=end, episode=episode))
+    return Logged(Episodes(**data, terminated=never, truncated=end, episode=episode), size)
 
 
 def main(*algorithms: str) -> None:
@@ -73,13 +75,17 @@ def main(*algorithms: str) -> None:
     flags.add_argument("--seed", type=int, default=0)
     flags.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     flags.add_argument("--compile", action="store_true")
+    flags.add_argument("--transitions", type=int, default=Size().transitions)
+    flags.add_argument("--obs", type=int, default=Size().obs, help="numbers of an observation")
+    flags.add_argument("--action", type=int, default=Size().action, help="numbers of an action")
     args = flags.parse_args()
     keep_memory()  # as the command line does for control
     limit(args.threads)
     name = getattr(args, "algorithm", algorithms[0])
     recipe = registry.recipe(name).but(batch_size=BATCH, lr=RATE, updates=BLOCK, steps=1_000_000, normalise=False)
     recipe = recipe.but(compile=args.compile)
-    task, run = logged(args.seed), Clock(args.seed, Meter(name, args.seconds))
+    size = Size(args.transitions, args.obs, args.action)
+    task, run = logged(args.seed, size), Clock(args.seed, Meter(name, args.seconds, size))
     settings = recipe.equip(FeedForward(hidden=(HIDDEN, HIDDEN), dtype=args.dtype), task)
     train(recipe, settings.build(task, False, run.generators["init"]), task, run)
     report(
@@ -89,6 +95,7 @@ def main(*algorithms: str) -> None:
         seed=args.seed,
         threads=args.threads,
         settings=f"defaults, {BLOCK} updates a step of the loop, {args.dtype}" + ", compiled" * args.compile,
+        transitions=len(task.episodes),
         **run.meter.rates(),
     )
 

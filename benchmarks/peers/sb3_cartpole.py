@@ -13,6 +13,7 @@ import argparse
 import time
 
 import torch
+from benchmarks.peers.sb3_loop import learnt
 from benchmarks.protocol import report
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
@@ -43,20 +44,16 @@ class UntilSolved(BaseCallback):
         return True
 
 
-def speed(warm: int, steps: int, seed: int) -> dict:
+def speed(algorithm: type[PPO], warm: int, steps: int, seed: int) -> dict:
     """Environment steps a second of `learn` (collecting and updating) at default settings, after a warm-up."""
-    model = PPO("MlpPolicy", make_vec_env("CartPole-v1", ENVIRONMENTS, seed=seed), seed=seed, device="cpu")
-    model.learn(warm)
-    before = model.num_timesteps
-    start = time.perf_counter()
-    model.learn(steps, reset_num_timesteps=False)
-    seconds = time.perf_counter() - start
-    done = model.num_timesteps - before
+    envs = make_vec_env("CartPole-v1", ENVIRONMENTS, seed=seed)
+    model = algorithm("MlpPolicy", envs, seed=seed, device="cpu")
+    found = learnt(model, warm, steps)
     settings = f"defaults: {ENVIRONMENTS} envs x {model.n_steps}, {model.n_epochs} epochs, batch {model.batch_size}"
-    return {"steps": done, "seconds": seconds, "steps_per_second": done / seconds, "settings": settings}
+    return {**found, "settings": settings}
 
 
-def solve(target: float, limit: int, seed: int) -> dict:
+def solve(algorithm: type[PPO], target: float, limit: int, seed: int) -> dict:
     """Train with the tuned settings until the last 100 episodes average `target`, at most `limit` steps."""
     envs = make_vec_env("CartPole-v1", ENVIRONMENTS, seed=seed)
 
@@ -65,14 +62,15 @@ def solve(target: float, limit: int, seed: int) -> dict:
         return lambda left: initial * max(1.0 - (1.0 - left) * limit / HORIZON, 0.05)
 
     schedules = dict(learning_rate=linear(LEARNING_RATE), clip_range=linear(CLIP))
-    model = PPO("MlpPolicy", envs, seed=seed, device="cpu", **TUNED, **schedules)
+    model = algorithm("MlpPolicy", envs, seed=seed, device="cpu", **TUNED, **schedules)
     watch = UntilSolved(target)
     model.learn(limit, callback=watch)
     settings = f"zoo: {ENVIRONMENTS} envs, {TUNED}, lr lin {LEARNING_RATE}, clip lin {CLIP} over {HORIZON}"
     return {"steps": model.num_timesteps, "solved": watch.solved, "last_100": watch.recent, "settings": settings}
 
 
-def main() -> None:
+def main(library: str, algorithm: type[PPO], *others: str) -> None:
+    """others: packages whose versions are reported beside those that every user of `algorithm` has."""
     flags = argparse.ArgumentParser()
     flags.add_argument("what", choices=["speed", "solve"])
     flags.add_argument("--seed", type=int, default=0)
@@ -85,13 +83,13 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.what == "speed":
-        result = speed(args.warm, args.steps, args.seed)
+        result = speed(algorithm, args.warm, args.steps, args.seed)
     else:
-        result = solve(args.target, args.limit, args.seed)
+        result = solve(algorithm, args.target, args.limit, args.seed)
     threads = torch.get_num_threads()
-    packages = ("stable-baselines3", "torch", "gymnasium", "numpy")
-    report("sb3", packages, what=args.what, seed=args.seed, threads=threads, **result)
+    packages = (*others, "stable-baselines3", "torch", "gymnasium", "numpy")
+    report(library, packages, what=args.what, seed=args.seed, threads=threads, **result)
 
 
 if __name__ == "__main__":
-    main()
+    main("sb3", PPO)

@@ -12,6 +12,7 @@ import argparse
 import os
 import tempfile
 import time
+from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -24,15 +25,18 @@ from trl import GRPOConfig, GRPOTrainer
 
 
 class Clock(TrainerCallback):
-    """When each optimisation step began and ended."""
+    """When each optimisation step ended; `sign` is a file to make as soon as the first one has."""
 
-    def __init__(self) -> None:
+    def __init__(self, sign: Path | None) -> None:
+        self.sign = sign
         self.ends: list[float] = []
         self.processor: list[float] = []
 
     def on_step_end(self, args, state, control, **kwargs) -> None:
         self.ends.append(time.perf_counter())
         self.processor.append(time.process_time())
+        if self.sign is not None:
+            self.sign.write_text("over\n")
 
 
 def main() -> None:
@@ -46,12 +50,13 @@ def main() -> None:
     flags.add_argument("--bf16", action="store_true")
     flags.add_argument("--checkpointing", action="store_true", help="recompute activations in the backward pass")
     flags.add_argument("--cache", default=None, help="its cache_implementation")
+    flags.add_argument("--sign", type=Path, default=None, help="a file that says that the first update is over")
     args = flags.parse_args()
     imported_mb = peak_mb()
 
     prompt_length, completion_length = SIZES[args.size]
     total = args.warm + args.steps
-    clock = Clock()
+    clock = Clock(args.sign)
     with tempfile.TemporaryDirectory() as folder:
         config = GRPOConfig(
             output_dir=folder,
