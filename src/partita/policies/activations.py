@@ -10,6 +10,10 @@ from torch import Tensor, relu_
 from torch.nn.functional import silu
 
 
+def _tanh(x: Tensor) -> Tensor:
+    return x.mul(2).sigmoid_().mul_(2).sub_(1)
+
+
 class _Tanh(torch.autograd.Function):
     """tanh through the logistic function, which torch computes several times faster on a CPU.
 
@@ -20,7 +24,7 @@ class _Tanh(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        y = x.mul(2).sigmoid_().mul_(2).sub_(1)
+        y = _tanh(x)
         ctx.save_for_backward(y)
         return y
 
@@ -32,7 +36,7 @@ class _Tanh(torch.autograd.Function):
 
 def tanh(x: Tensor) -> Tensor:
     """Hyperbolic tangent."""
-    return _Tanh.apply(x)
+    return _Tanh.apply(x) if torch.is_grad_enabled() else _tanh(x)
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"tanh": tanh, "relu": relu_, "silu": silu}

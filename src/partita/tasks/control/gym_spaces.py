@@ -130,7 +130,7 @@ def actions(space: gymnasium.Space, name: str) -> Actions:
         return Actions(
             ours,
             spaces.Box(low, high, dtype=np.float32),
-            lambda a: np.clip(a, low, high).reshape(space.shape).astype(space.dtype),
+            lambda a: np.minimum(np.maximum(a, low), high).reshape(space.shape).astype(space.dtype, copy=False),
         )
     raise UserError(
         f"{name}: actions of {space} cannot be chosen by a policy here; "
