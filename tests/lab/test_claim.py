@@ -254,7 +254,7 @@ def test_arms_are_recipes_on_the_claims_task_with_its_settings(hold):
     (entry,) = entries(evidence.evidence_folder() / "mine.json")
     assert len(entry["dial"]["settings"]) == 2 and len(entry["values"]["treatment"]) == 2
     assert entry["curves"]["x_name"] == "steps" and 2 <= len(entry["curves"]["treatment"]["x"]) <= 40
-    assert entry["settings"]["rollout"] == {"part": "segments", "steps": 16}
+    assert entry["settings"]["rollout"] == {"part": "segments", "steps": 16, "compile": False}
     for points in (*entry["fronts"]["treatment"], *entry["fronts"]["control"]):
         assert (
             points[0][0] == pytest.approx(0.0, abs=1e-5) and points[1][0] != 0 and [p[2] for p in points] == [None] * 2

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from scipy import stats
 
 from partita.lab.evaluate import evaluate, interval
 from partita.lab.progress import said
@@ -33,6 +34,18 @@ def test_t_interval_of_returns():
     assert (metric, mean) == ("return", 3.0)
     assert (low, high) == (pytest.approx(3 - half), pytest.approx(3 + half))
     assert interval([2.5, 2.5])[1:] == (2.5, 2.5, 2.5)
+
+
+def test_intervals_are_those_of_scipy_stats_to_the_bit():
+    for count in (1, 2, 17, 200):
+        for right in range(0, count + 1, max(1, count // 7)):
+            found = stats.binomtest(right, count).proportion_ci(method="wilson")
+            assert interval([1.0] * right + [0.0] * (count - right))[2:] == (found.low, found.high)
+        scores = [float(i * i) for i in range(count + 1)] + [0.5]
+        _, mean, low, high = interval(scores)
+        spread = float(torch.tensor(scores, dtype=torch.float64).std())
+        half = float(stats.t.ppf(0.975, count + 1)) * spread / (count + 2) ** 0.5
+        assert (low, high) == (mean - half, mean + half)
 
 
 def test_a_policy_that_balances_and_one_that_does_not():

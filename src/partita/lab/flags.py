@@ -245,7 +245,9 @@ def read(flags: Any, words: list[str], program: str) -> Any:
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
-            return tyro.cli(flags, prog=program, args=words, description="")
+            return tyro.cli(
+                flags, prog=program, args=words, description="", config=(tyro.conf.HelptextFromCommentsOff,)
+            )
     except SystemExit as error:
         raise UserError(_plain(said.getvalue())) from error
 

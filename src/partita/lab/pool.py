@@ -24,7 +24,9 @@ RETRIES = 2  # how often a job goes on after its process was killed
 LOOK = 0.5  # seconds between two looks at the progress
 PATIENCE = 30.0  # seconds that interrupted runs have to save themselves
 # What every job would load for itself, a second or more each: done once, before the fork.
-LOADED = ("partita.lab.jobs", "partita.lab.train", "partita.loops.on_policy", "scipy.stats")
+LOADED = (
+    "partita.lab.jobs", "partita.lab.train", "partita.loops.on_policy", "partita.tasks.offline.task", "scipy.special",
+)  # fmt: skip
 LANGUAGE = (
     "partita.policies.language", "transformers.modeling_utils", "transformers.generation.utils",
     "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto",

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from partita.core.collector import unswept
 from partita.core.errors import UserError, nearest
 
 SHIPPED = Path(__file__).resolve().parents[1] / "assets" / "models"
@@ -162,7 +163,8 @@ def _refusal(model: str, remote_code: bool, error: BaseException) -> UserError:
 
 def load_tokenizer(folder: str, model: str, remote_code: bool) -> tuple[Any, list[str]]:
     """The tokenizer, padding on the right, and notes on what was filled in. Raises UserError if unusable."""
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    with unswept():
+        from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     # AutoTokenizer lets the type of the model overrule a folder that declares a tokenizer of no particular type.
     declared = Path(folder) / "tokenizer_config.json"
@@ -188,7 +190,8 @@ def load_tokenizer(folder: str, model: str, remote_code: bool) -> tuple[Any, lis
 
 def load_model(folder: str, model: str, dtype: torch.dtype, remote_code: bool) -> Any:
     """The causal language model in evaluation mode. Raises UserError if anything of it is missing."""
-    from transformers import AutoModelForCausalLM
+    with unswept():
+        from transformers import AutoModelForCausalLM
 
     # GPT-2 types warn of padding without a mask; on the right of causal attention it needs none.
     logging.getLogger("transformers.modeling_utils").addFilter(_unasked)
@@ -200,7 +203,7 @@ def load_model(folder: str, model: str, dtype: torch.dtype, remote_code: bool) -
         settings = _read_json(config)
         if "auto_map" in settings and settings.get("model_type") not in CONFIG_MAPPING:
             raise _refusal(model, remote_code, ValueError("remote code"))
-    with quiet(), torch.random.fork_rng(devices=[]):
+    with quiet(), unswept(), torch.random.fork_rng(devices=[]):
         try:
             lm, info = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc]
                 folder,
