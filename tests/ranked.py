@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,19 +15,41 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from partita.core.shards import own, whole
 from partita.lab.config import Config
 from partita.lab.run import CLOCK
 from partita.lab.train import build_policy
-from partita.loops.run import Run
+from partita.loops.run import Run, Stateful
 from partita.policies.spread import spread
+
+KNIFE_EDGE = {"clip_fraction", "accuracy"}  # count what is on one side of a line on which it may lie
 
 
 class Left(NamedTuple):
-    """before, after: every weight in one vector. metrics: of every step."""
+    """before, after: every weight in one vector. metrics: of every step.
+
+    held: how many numbers this rank holds of each weight ("policy/NAME") and each moment ("learner/NAME/MOMENT").
+    """
 
     before: np.ndarray
     after: np.ndarray
     metrics: list[dict[str, float]]
+    held: dict[str, int]
+
+
+class Watched(Run):
+    """A run that shows what its loop would save."""
+
+    def steps(self, count: int, state: Mapping[str, Stateful]) -> Iterator[int]:
+        self.state = state
+        yield from super().steps(count, state)
+
+    def held(self) -> dict[str, int]:
+        tensors: dict[str, Any] = {f"policy/{n}": x for n, x in self.state["policy"].state_dict().items()}
+        if "learner" in self.state:
+            for name, moments in self.state["learner"].state_dict().items():
+                tensors |= {f"learner/{name}/{moment}": x for moment, x in moments.items()}
+        return {name: own(x).numel() for name, x in tensors.items()}
 
 
 def run(config: Config) -> Left:
@@ -38,11 +60,12 @@ def run(config: Config) -> Left:
     recipe.check(task, policy)
 
     def weights() -> np.ndarray:
-        return torch.cat([x.detach().double().flatten() for x in policy.state_dict().values()]).numpy()
+        return torch.cat([whole(x).detach().double().flatten() for x in policy.state_dict().values()]).numpy()
 
-    before, left = weights(), Run(config.settings.seed)
+    before, left = weights(), Watched(config.settings.seed)
     importlib.import_module(f"partita.loops.{recipe.loop}").train(recipe, policy, task, left)
-    return Left(before, weights(), [{k: v for k, v in row.items() if k not in CLOCK} for row in left.metrics])
+    metrics = [{k: v for k, v in row.items() if k not in CLOCK} for row in left.metrics]
+    return Left(before, weights(), metrics, left.held())
 
 
 def ranked(configs: Mapping[str, Config], world: int, folder: Path, patience: float = 240.0) -> dict[str, Left]:
@@ -65,8 +88,38 @@ def ranked(configs: Mapping[str, Config], world: int, folder: Path, patience: fl
     out = {}
     for name in configs:
         with np.load(folder / f"{name}.npz", allow_pickle=False) as held:
-            out[name] = Left(held["before"], held["after"], json.loads((folder / f"{name}.metrics.json").read_text()))
+            rest = [json.loads((folder / f"{name}.{part}.json").read_text()) for part in ("metrics", "held")]
+            out[name] = Left(held["before"], held["after"], *rest)
     return out
+
+
+def compare(found: Mapping[str, Left], configs: Mapping[str, Config]) -> dict[str, Left]:
+    """Whether runs of several ranks have ended where this process does by itself; returns the runs of this process."""
+    out = {}
+    for name, left in found.items():
+        alone = out[name] = run(configs[name])
+        assert np.abs(alone.after - left.after).max() < 1e-5, name
+        assert np.abs(alone.after - alone.before).max() > 1e-6, f"{name}: nothing was learnt, so nothing is compared"
+        for one, several in zip(alone.metrics, left.metrics, strict=True):
+            assert set(one) == set(several), name
+            for key in set(one) - KNIFE_EDGE:
+                np.testing.assert_allclose(several[key], one[key], rtol=1e-4, atol=1e-5, err_msg=f"{name}: {key}")
+    return out
+
+
+def reopen(folder: Path) -> None:
+    """Let a run that has reached its `samples` go on, as if it had been stopped there."""
+    config = json.loads((folder / "config.json").read_text())
+    config["run"]["samples"] = None
+    (folder / "config.json").write_text(json.dumps(config))
+    about = max((folder / "checkpoints").glob("step_*")) / "state.json"
+    about.write_text(about.read_text().replace('"reached": true', '"reached": false'))
+
+
+def torchrun(count: int, *words: str) -> subprocess.CompletedProcess[str]:
+    """`partita` as so many ranks."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    return subprocess.run([*command, "-m", "partita", *words], capture_output=True, text=True, timeout=240)
 
 
 def main(folder: Path, world: int, rank: int, names: list[str]) -> Any:
@@ -77,6 +130,7 @@ def main(folder: Path, world: int, rank: int, names: list[str]) -> Any:
         if rank == 0:
             np.savez(folder / f"{name}.npz", before=left.before, after=left.after)
             (folder / f"{name}.metrics.json").write_text(json.dumps(left.metrics))
+            (folder / f"{name}.held.json").write_text(json.dumps(left.held))
     dist.destroy_process_group()
 
 

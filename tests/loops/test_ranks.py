@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -21,7 +18,7 @@ from partita.policies import spread
 from partita.policies.actor_critic import ActorCriticPolicy
 from partita.policies.feed_forward import FeedForward
 from partita.tasks.control.classic import Pendulum
-from ranked import ranked, run
+from ranked import KNIFE_EDGE, compare, ranked, reopen, torchrun
 
 # What a recipe needs beside its own name to run; {folder} has runs of other recipes. No adam_eps so small that
 # gradients which are nothing but rounding become steps.
@@ -36,7 +33,6 @@ WORDS = {
     "odice": "--task offline", "iql": "--task offline", "td3_bc": "--task offline", "bc": "--task offline",
     "decision_transformer": "--task offline", "sac": "--task pendulum", "pmoe": "--task pendulum",
 }  # fmt: skip
-KNIFE_EDGE = {"clip_fraction", "accuracy"}  # count what is on one side of a line on which it may lie
 
 
 def config(name, folder, *more):
@@ -60,17 +56,6 @@ def parts(slots, loop):
     table = registry.index()["parts"]
     found = ((slot, name, registry.part_class(slot, name)) for slot in slots for name in table[slot])
     return {(slot, name) for slot, name, part in found if part.loop in ("", loop)}
-
-
-def compare(found, configs):
-    for name, left in found.items():
-        alone = run(configs[name])
-        assert np.abs(alone.after - left.after).max() < 1e-5, name
-        assert np.abs(alone.after - alone.before).max() > 1e-6, f"{name}: nothing was learnt, so nothing is compared"
-        for one, several in zip(alone.metrics, left.metrics, strict=True):
-            assert set(one) == set(several), name
-            for key in set(one) - KNIFE_EDGE:
-                np.testing.assert_allclose(several[key], one[key], rtol=1e-4, atol=1e-5, err_msg=f"{name}: {key}")
 
 
 @pytest.fixture(scope="module")
@@ -125,11 +110,6 @@ def test_other_loops_are_the_same_on_three_ranks(loop, names, folder, tmp_path):
     compare(ranked(configs, 3, tmp_path / "three"), configs)
 
 
-def torchrun(count, *words):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-    return subprocess.run([*command, "-m", "partita", *words], capture_output=True, text=True, timeout=120)
-
-
 def test_a_run_goes_on_with_another_number_of_ranks(tmp_path):
     words = ["train", "grpo", "--task", "arithmetic", "--steps", "4", "--batch-size", "4", "--group-size", "4",
              "--save-every", "2", "--adam-eps", "1e-3", "--seed", "3", "--eval-size", "8", "--quiet"]  # fmt: skip
@@ -141,11 +121,8 @@ def test_a_run_goes_on_with_another_number_of_ranks(tmp_path):
     assert [row["step"] for row in read_rows(folder / "metrics.jsonl")] == [1, 2]
     assert first.stdout.count("finished") == 1  # one of them speaks
     config = Config.read(folder / "config.json")
-    text = (folder / "config.json").read_text().replace('"samples": 32', '"samples": null')
     assert config.settings.samples == 32
-    (folder / "config.json").write_text(text)
-    about = folder / "checkpoints" / "step_00000002" / "state.json"
-    about.write_text(about.read_text().replace('"reached": true', '"reached": false'))
+    reopen(folder)
     second = torchrun(3, "train", "--resume", str(folder), "--quiet")
     assert second.returncode == 0, second.stderr[-2000:]
     for one, several in zip(alone.metrics, read_rows(folder / "metrics.jsonl"), strict=True):

@@ -49,7 +49,7 @@ def models(tmp_path):
 def started(policy, **settings) -> Soup:
     part = Soup(**settings).fresh()
     part.start(policy)
-    part.on(policy.device)
+    part.on(policy)
     return part
 
 

@@ -26,6 +26,7 @@ class Part:
         whole: true when the part looks at the whole minibatch, which then cannot be split into micro-batches.
         domains: where the part makes sense.
         abstract: a base for parts, which is no part itself and is not listed.
+        copies: true when the part copies the policy's networks, which then cannot be sharded.
         teaches: settings of the one kind of policy that the part can teach (None: any).
         loop: the loop that has this slot, where another loop has one of the same name ("": any).
 
@@ -40,6 +41,7 @@ class Part:
     whole: ClassVar[bool] = False
     domains: ClassVar[tuple[Domain, ...]] = ("control", "language")
     abstract: ClassVar[bool] = False
+    copies: ClassVar[bool] = False
     teaches: ClassVar[type[Any] | None] = None
     loop: ClassVar[str] = ""
     origin: ClassVar[str | None] = None  # how a part from a user's file is named: "file.py:Class"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from partita.core.batch import Batch, Outputs
 from partita.core.errors import UserError
 from partita.core.part import Domain, Part, Unit
+from partita.core.shards import own, placed
 
 if TYPE_CHECKING:
     from partita.core.task import Task
@@ -22,12 +23,14 @@ class Policy:
     """Base of every policy: a module, and how to evaluate a batch under it.
 
     unit: "step" when steps are independent given `inputs` (no memory), else "trajectory".
-    has_value: whether `evaluate` returns values.
+    has_value: whether `evaluate` returns values. sharded: whether each rank holds a part of the weights only
+    (`core/shards`).
     """
 
     domain: ClassVar[Domain]
     unit: Unit = "step"
     has_value: bool = False
+    sharded: bool = False
     module: nn.Module
 
     @property
@@ -63,6 +66,11 @@ class Policy:
         """The parameters that learn, by name."""
         return {n: p for n, p in self.module.named_parameters() if p.requires_grad}
 
+    def placed(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weights by name as the policy holds its own: on its device, this rank's part where it has a part."""
+        mine: dict[str, Tensor] = {**dict(self.module.named_buffers()), **self.trainable()}
+        return {n: placed(w, mine[n]) for n, w in weights.items()}
+
     @contextmanager
     def using(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
         """Within the block parameters and buffers named in `weights` hold those instead (no gradients flow)."""
@@ -89,7 +97,7 @@ class Policy:
             odd = sorted(set(mine) ^ set(state))
             raise ValueError(f"policy state: {len(odd)} names differ, first {odd[0]}")
         for name, value in state.items():
-            mine[name].copy_(value)
+            own(mine[name]).copy_(own(placed(value, mine[name])))
 
     def observe_batch(self, batch: Batch) -> None:
         """Take a batch into running statistics, once the update on it is done."""

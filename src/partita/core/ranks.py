@@ -21,6 +21,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from partita.core.shards import is_shard
+
 
 def asked() -> int:
     """How many ranks `torchrun` started this process as one of; 1 without it."""
@@ -72,9 +74,13 @@ def gathered(own: Tensor, count: int) -> Tensor:
 
 
 def averaged(tensors: Sequence[Tensor]) -> None:
-    """Put the mean over ranks in the place of each tensor; what has the same dtype and device travels together."""
+    """Put the mean over ranks in the place of each tensor; what has the same dtype and device travels together.
+
+    Shards are left as they are: what puts a gradient into parts has taken the mean.
+    """
     if world() == 1 or not tensors:
         return
+    tensors = [x for x in tensors if not is_shard(x)]
     for kind in {(x.dtype, x.device): None for x in tensors}:
         alike = [x for x in tensors if (x.dtype, x.device) == kind]
         joined = torch.cat([x.detach().reshape(-1) for x in alike])
@@ -115,10 +121,11 @@ def agreed(value: Any) -> Any:
 
 
 def alike(tensors: Sequence[Tensor]) -> bool:
-    """Whether these tensors have the same sum on every rank, as they must where all went well."""
+    """Whether these tensors, shards aside, have the same sum on every rank, as they must where all went well."""
     if world() == 1 or not tensors:
         return True
-    total = torch.stack([x.detach().double().sum().cpu() for x in tensors]).sum()
+    sums = [x.detach().double().sum().cpu() for x in tensors if not is_shard(x)]
+    total = torch.stack([torch.zeros((), dtype=torch.double), *sums]).sum()
     ends = torch.stack((total, -total))
     dist.all_reduce(ends, dist.ReduceOp.MAX)
     return bool(ends[0] == -ends[1]) or bool(total.isnan())

@@ -15,15 +15,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from partita.core.errors import UserError
+from partita.core.shards import whole
 from partita.lab.files import write_text
 
 TENSOR = "__tensor__"
 
 
 def flatten(state: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
-    """Move the tensors of a nested state into `tensors`, leaving their names in a structure that JSON can hold."""
+    """Move the tensors of a nested state into `tensors`, leaving their names in a structure that JSON can hold.
+
+    Shards are put together, one after the other: meanwhile all other ranks must `give` the same state.
+    """
     if isinstance(state, Tensor):
-        tensors[path] = state.detach().to("cpu", copy=True).contiguous()
+        tensors[path] = whole(state).detach().to("cpu", copy=True).contiguous()
         return {TENSOR: path}
     if isinstance(state, Mapping):
         return {str(k): flatten(v, tensors, f"{path}/{k}") for k, v in state.items()}
@@ -32,6 +36,15 @@ def flatten(state: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
     if state is None or isinstance(state, bool | int | float | str):
         return state
     raise TypeError(f"state {path}: cannot save a {type(state).__name__}; keep tensors, numbers, strings, lists, dicts")
+
+
+def give(state: Any) -> None:
+    """Let another rank `flatten` what this one holds a part of."""
+    if isinstance(state, Tensor):
+        whole(state)
+    elif isinstance(state, Mapping | list | tuple):
+        for value in state.values() if isinstance(state, Mapping) else state:
+            give(value)
 
 
 def restore(structure: Any, tensors: Mapping[str, Tensor]) -> Any:
@@ -49,10 +62,10 @@ def save(folder: Path, state: Any) -> None:
     """Write `state` to `folder` (created) so that a kill at any moment leaves no folder of that name or a whole one."""
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
+    tensors: dict[str, Tensor] = {}
+    structure = flatten(state, tensors)  # before anything that may fail here alone: other ranks take part in it
     temporary.mkdir(parents=True)
     try:
-        tensors: dict[str, Tensor] = {}
-        structure = flatten(state, tensors)
         save_file(tensors, temporary / "state.safetensors")
         digest = _digest(temporary / "state.safetensors")
         write_text(temporary / "state.json", json.dumps({"sha256": digest, "state": structure}))

@@ -27,7 +27,8 @@ class Settings:
     policy has drifted from the one before training. until: stop once the mean return of the last 100 episodes (control)
     or the success of a step (language) reaches this. samples: stop once so many responses (language) or steps (control)
     have been sampled. seconds: stop after so long a training. threads: of torch (None: all cores for language, one for
-    control). device: cpu, cuda, or auto.
+    control). device: cpu, cuda, or auto. shard: of a language model's decoder layers each rank of `torchrun` keeps its
+    part alone.
     """
 
     seed: int = 0
@@ -40,6 +41,7 @@ class Settings:
     seconds: float | None = None
     threads: int | None = None
     device: str = "auto"
+    shard: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("save_every", 1), ("eval_every", 0), ("eval_size", 0), ("threads", 1), ("samples", 1)):

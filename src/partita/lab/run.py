@@ -150,15 +150,16 @@ class FolderRun(Run):
     # -- saving and restoring -----------------------------------------------------------------------------------
 
     def _save(self, state: Mapping[str, Stateful]) -> None:
-        held = state["policy"].state_dict() if "policy" in state and ranks.world() > 1 else {}
-        if not ranks.alike(list(held.values())):
+        held = {name: part.state_dict() for name, part in state.items()}
+        if not ranks.alike(list(held.get("policy", {}).values())):
             raise UserError(f"step {self.step}: the ranks' policies are no longer the same; --resume {self.folder}")
         if ranks.rank() == 0:
-            self._write(state)
+            self._write(held)
+        else:
+            checkpoint.give(held)
 
-    def _write(self, state: Mapping[str, Stateful]) -> None:
+    def _write(self, held: Mapping[str, Any]) -> None:
         spent = self._spent + time.perf_counter() - self._started
-        held = {name: part.state_dict() for name, part in state.items()}
         about = {"step": self.step, "seconds": spent, "reached": self.reached}
         target = self.folder / "checkpoints" / f"step_{self.step:08d}"
         try:

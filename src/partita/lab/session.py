@@ -9,11 +9,11 @@ from typing import Any
 
 from partita.core import ranks
 from partita.core.errors import UserError
-from partita.core.words import take
+from partita.core.words import switch, take
 from partita.lab.config import Config
 from partita.lab.flags import parse
 from partita.lab.progress import Notes, Progress
-from partita.lab.train import Result, free_folder, launch
+from partita.lab.train import ALONE, Result, free_folder, launch
 
 
 def train(argv: list[str]) -> None:
@@ -22,14 +22,18 @@ def train(argv: list[str]) -> None:
     words = list(argv)
     resume = take(words, "--resume")
     if resume is not None:
-        quiet, track = "--quiet" in words, take(words, "--track")
-        left = [w for w in words if w != "--quiet"]
-        if left:
-            raise UserError(f"--resume {resume}: continues the run as it was; remove {left[0]}, or start a new run")
+        track, quiet, shard = take(words, "--track"), switch(words, "--quiet"), switch(words, "--shard")
+        if words:
+            raise UserError(f"--resume {resume}: continues the run as it was; remove {words[0]}, or start a new run")
         folder = Path(resume)
         if not (folder / "config.json").is_file():
             raise UserError(f"--resume {resume}: not a run (it has no config.json)")
-        finish(launch(Config.read(folder / "config.json"), folder, True, watchers(quiet, (track,) if track else ())))
+        config = Config.read(folder / "config.json")
+        if shard:
+            if ranks.world() == 1:
+                raise UserError(ALONE)
+            config = replace(config, settings=replace(config.settings, shard=True))
+        finish(launch(config, folder, True, watchers(quiet, (track,) if track else ())))
         return
     config, options = parse(words)
     if options["smoke"]:

@@ -21,7 +21,13 @@ from partita.lab.config import Config, Settings
 from partita.lab.evaluate import Evaluation, evaluable, evaluate
 from partita.lab.run import FolderRun, read_rows
 from partita.loops.run import Generators
+from partita.policies.shard import shard
 from partita.policies.spread import spread
+
+ALONE = (
+    "--shard: one process has nobody to share weights with; start it by torchrun --nproc-per-node N -m partita train, "
+    "or leave --shard out"
+)
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,10 @@ def build_policy(config: Config) -> Policy:
     value = "value" in config.recipe.needs()
     settings = config.recipe.equip(config.policy, config.task)
     policy = settings.build(config.task, value, Generators(config.settings.seed)["init"])
-    policy.module.to(device_of(config.settings))
+    device = device_of(config.settings)
+    if config.settings.shard and ranks.world() > 1:  # before the move: no device ever holds it whole
+        policy = shard(policy, device)
+    policy.module.to(device)
     return policy
 
 
@@ -89,11 +98,14 @@ def launch(config: Config, folder: Path, resume: bool = False, watchers: tuple[A
     `watchers` are objects with `start(run, config, total, before)`, `step(step, metrics, batch)` and `end(result)`:
     the progress line, trackers, the report.
 
-    Under `torchrun` the processes train together (`core/ranks`), and the first one writes and watches.
+    Under `torchrun` the processes train together (`core/ranks`), and the first one writes and watches. A run whose
+    policy is sharded may be continued by one process, which then holds all of it.
     """
     ranks.start()
     first_rank = ranks.rank() == 0
     settings, task = config.settings, config.task
+    if settings.shard and ranks.world() == 1 and not resume:
+        raise UserError(ALONE)
     use_threads(settings, task)
     policy = spread(build_policy(config))
     task = task.met(policy)
@@ -137,7 +149,7 @@ def launch(config: Config, folder: Path, resume: bool = False, watchers: tuple[A
         loop.train(config.recipe, policy, task, run)
         finished = run.reached or run.step >= total
         after = measure(run.step) if finished else None
-        if finished and first_rank:
+        if finished and (first_rank or policy.sharded):  # all have parts of what the first one writes
             policy.save(folder / "policy")
         result = Result(folder, policy, run.metrics, before, after, finished)
         for watcher in watchers if first_rank else ():
@@ -154,7 +166,7 @@ def load_policy(folder: Path) -> tuple[Config, Policy]:
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: not a run (it has no config.json)")
     config = Config.read(folder / "config.json")
-    config = replace(config, settings=replace(config.settings, device="auto"))
+    config = replace(config, settings=replace(config.settings, device="auto", shard=False))
     policy = build_policy(config)
     found = sorted(p for p in (folder / "checkpoints").glob("step_*") if p.is_dir())
     if not found:

@@ -78,6 +78,10 @@ class Learned(Recipe):
                 )
             if (why := part.refuses(self, task)) is not None:
                 raise UserError(why)
+            if part.copies and policy.sharded:
+                raise UserError(
+                    f"--shard: {part.slot} {part.part_name()} copies the layers of the policy; leave --shard out"
+                )
         if policy.domain != task.domain:
             raise UserError(f"policy: it acts in {policy.domain}, and task {task.part_name()} is {task.domain}")
 

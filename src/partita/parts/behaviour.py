@@ -102,7 +102,8 @@ class Stale(Behaviour):
         if self.age(step) == 0:
             return nullcontext()
         weights = self._kept[str(self.version(step))]
-        return policy.using({n: w.to(policy.device) for n, w in weights.items()})
+        weights.update(policy.placed(weights))
+        return policy.using(weights)
 
     def update(self, policy: Policy, step: int) -> None:
         if step % self.refresh == 0:

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from partita.core.batch import Batch
@@ -34,13 +33,12 @@ class Reference(Part):
 
     def logp(self, policy: Policy, batch: Batch) -> Tensor:
         """log ref(a_t | s_t) of the batch, (B, T)."""
-        with policy.using(self.on(policy.device)):
+        with policy.using(self.on(policy)):
             return policy.evaluate(batch).logp
 
-    def on(self, device: torch.device) -> dict[str, Tensor]:
-        """The weights, moved to a device first when a checkpoint brought them elsewhere."""
-        for name, weight in self.weights.items():
-            self.weights[name] = weight.to(device)
+    def on(self, policy: Policy) -> dict[str, Tensor]:
+        """The weights, held as the policy holds its own even when a checkpoint has brought them otherwise."""
+        self.weights.update(policy.placed(self.weights))
         return self.weights
 
     def update(self, policy: Policy, step: int) -> None:
@@ -84,7 +82,7 @@ class Ema(Frozen):
 
     def update(self, policy: Policy, step: int) -> None:
         mine = policy.state_dict()
-        for name, weight in self.on(policy.device).items():
+        for name, weight in self.on(policy).items():
             weight.lerp_(mine[name].detach(), 1 - self.decay)
 
 

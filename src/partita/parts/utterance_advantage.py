@@ -44,6 +44,7 @@ class UtteranceAdvantage(Credit):
     """
 
     domains: ClassVar[tuple[Domain, ...]] = ("language",)
+    copies: ClassVar[bool] = True
     promises = Promises("invariant", "invariant", "invariant")  # rewards reach it through the critic alone
 
     discount: float = 0.95

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from partita.core.ranks import anywhere, averaged
+from partita.core.shards import is_shard, norm, own, placed
 
 
 class Adam:
@@ -17,7 +18,8 @@ class Adam:
 
     Calls the kernel of torch's AdamW with lists of its own: `torch.optim.AdamW` imports the compiler when it is made,
     about a second, and gathers its state anew at every step. rate: the learning rate of the next step. kernel: False
-    spells the step out in operations that a compiler joins with others (`core/program`).
+    spells the step out in operations that a compiler joins with others (`core/program`). Of parameters that are shards
+    it steps this rank's part, and holds that part's moments alone.
     """
 
     kernel = True
@@ -32,6 +34,7 @@ class Adam:
         eps: float = 1e-8,
     ) -> None:
         self.parameters, self.max_grad_norm = dict(parameters), max_grad_norm
+        self.cut = any(map(is_shard, self.parameters.values()))
         self._rate = torch.tensor(lr, dtype=torch.float64)
         self.weight_decay, self.betas, self.eps = weight_decay, betas, eps
         self.moments: dict[str, dict[str, Tensor]] = {}  # by parameter name, made at its first gradient
@@ -60,17 +63,18 @@ class Adam:
         held = [item for item, has in zip(self.parameters.items(), have, strict=True) if has]
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for _, p in held]
         averaged(gradients)
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        length = norm(gradients)
         if not self.kernel:
-            scale = torch.ones(()) if self.max_grad_norm is None else (self.max_grad_norm / (norm + 1e-6)).clamp(max=1)
-            self._step(held, [torch.where(norm.isfinite(), g * scale, 0.0) for g in gradients])
-        elif bool(norm.isfinite()):
-            if self.max_grad_norm is not None and float(norm) > self.max_grad_norm:
-                torch._foreach_mul_(gradients, self.max_grad_norm / (float(norm) + 1e-6))
+            limit = self.max_grad_norm
+            scale = torch.ones(()) if limit is None else (limit / (length + 1e-6)).clamp(max=1)
+            self._step(held, [torch.where(length.isfinite(), g * scale, 0.0) for g in gradients])
+        elif bool(length.isfinite()):
+            if self.max_grad_norm is not None and float(length) > self.max_grad_norm:
+                torch._foreach_mul_([own(x) for x in gradients], self.max_grad_norm / (float(length) + 1e-6))
             self._step(held, gradients)
         for _, parameter in held:
             parameter.grad = None
-        return norm
+        return length
 
     @torch.no_grad()
     def move(self, names: Sequence[str], gradients: Sequence[Tensor]) -> None:
@@ -81,8 +85,8 @@ class Adam:
         listed = list(gradients)
         averaged(listed)
         if self.max_grad_norm is not None:
-            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(listed)))
-            torch._foreach_mul_(listed, (self.max_grad_norm / (norm + 1e-6)).clamp(max=1))
+            scale = (self.max_grad_norm / (norm(listed) + 1e-6)).clamp(max=1)
+            torch._foreach_mul_([own(x) for x in listed], scale)
         self._step([(name, self.parameters[name]) for name in names], listed)
 
     def _ready(self, names: Iterable[str]) -> None:
@@ -114,11 +118,14 @@ class Adam:
             return
         steps = [m["step"] for m in moments]
         torch._foreach_add_(steps, 1)
+        tables: list[list[Tensor]] = [[p for _, p in held], gradients]
+        tables += [[m[name] for m in moments] for name in ("exp_avg", "exp_avg_sq")]
+        parameters, gradients, first, second = [[own(x) for x in t] for t in tables] if self.cut else tables
         torch._fused_adamw_(
-            [p for _, p in held],
+            parameters,
             [gradient.contiguous() for gradient in gradients],  # the kernel reads memory in order
-            [m["exp_avg"] for m in moments],
-            [m["exp_avg_sq"] for m in moments],
+            first,
+            second,
             [],
             steps,
             lr=self.rate,
@@ -135,7 +142,9 @@ class Adam:
         return dict(self.moments)
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        self.moments = {
-            name: {k: v.to(self.parameters[name].device, copy=True) for k, v in moments.items()}
-            for name, moments in state.items()
-        }
+        self.moments = {}
+        for name, moments in state.items():
+            mine = self.parameters[name]
+            self.moments[name] = {
+                k: placed(v, mine).clone() if v.dim() else v.to(mine.device, copy=True) for k, v in moments.items()
+            }

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from partita.core.checks import check_bool, check_shape
 from partita.core.errors import UserError
+from partita.policies.layers import gather
 
 
 class Decoder:
@@ -45,9 +46,13 @@ class Decoder:
 
     @torch.inference_mode()
     def prefill(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Read right-padded prompts, tokens and mask (P, S); start over with P rows. Returns hidden (P, S, D)."""
+        """Read right-padded prompts, tokens and mask (P, S); start over with P rows. Returns hidden (P, S, D).
+
+        Every rank of a sharded model must call it; whatever follows, they may do each for itself.
+        """
         check_bool("mask", mask)
         check_shape("mask", mask, tokens, "(P, S)")
+        gather(self.lm)
         self.rows, self.width, self._bias = tokens.shape[0], 0, None
         self._cache.clear()
         # Padding is on the right, so plain causal attention hides it from every real token.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -67,17 +67,16 @@ class Language(PolicyPart):
 
     def build(self, task: Task | None, value: bool, generator: torch.Generator) -> LanguagePolicy:
         """The policy, with a value head if `value`; fresh adapters are drawn from `generator`."""
-        from partita.policies import lora
-        from partita.policies.loading import adapter_base, check_folder, load_model, load_tokenizer, locate
+        from partita.policies import loading, lora
 
-        folder = locate(self.model)
-        above = adapter_base(folder)
-        weights, name = (locate(above), above) if above else (folder, self.model)
-        check_folder(weights)
-        tokenizer, notes = load_tokenizer(folder, self.model, self.remote_code)
-        lm = load_model(weights, name, getattr(torch, self.dtype), self.remote_code)
+        folder = loading.locate(self.model)
+        above = loading.adapter_base(folder)
+        weights, name = (loading.locate(above), above) if above else (folder, self.model)
+        loading.check_folder(weights)
+        tokenizer, notes = loading.load_tokenizer(folder, self.model, self.remote_code)
+        lm = loading.load_model(weights, name, getattr(torch, self.dtype), self.remote_code)
         check_attention(lm)
-        check_vocabulary(lm, tokenizer, self.model)
+        loading.check_vocabulary(lm, tokenizer, self.model)
         check_head(lm, name)
         adapter = None
         if above:
@@ -103,6 +102,7 @@ class LanguagePolicy(Policy):
 
     domain: ClassVar[Domain] = "language"
     unit: Unit = "trajectory"
+    agree: Callable[[int], int] | None = None  # the most forward passes of any rank, where all must make as many
 
     def __init__(
         self,
@@ -306,7 +306,7 @@ class LanguagePolicy(Policy):
         share = self.settings.share_prefix and not (self.settings.gradient_checkpointing and torch.is_grad_enabled())
         places, parts = [], []
         with self._checkpointing():
-            for rows, hidden in hidden_states(self.lm.base_model, packed, batch.group, share):
+            for rows, hidden in hidden_states(self.lm.base_model, packed, batch.group, share, self.agree):
                 row, step = batch.mask[rows].nonzero(as_tuple=True)
                 parts.append(hidden[row, packed.slot[rows[row], step]])
                 places.append(rows[row] * batch.mask.shape[1] + step)
@@ -339,19 +339,22 @@ class LanguagePolicy(Policy):
 
         With an adapter: the adapter alone, or with `merged` a whole model that has taken it in.
         """
+        self._write(folder, merged, None)
+
+    def _write(self, folder: Path, merged: bool, state: dict[str, Tensor] | None) -> None:
         from partita.policies.loading import quiet
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with quiet():
             if self.adapter is None:
-                self.lm.save_pretrained(folder)
+                self.lm.save_pretrained(folder, state_dict=state)
             elif merged:
                 from partita.policies import lora
 
                 lora.merged(self.adapter).save_pretrained(folder)
             else:
-                self.adapter.save_pretrained(folder)
+                self.adapter.save_pretrained(folder, **({} if state is None else {"state_dict": state}))
             self.tokenizer.save_pretrained(folder)
         if self.value_head is not None:
             from safetensors.torch import save_file
@@ -369,16 +372,6 @@ class LanguagePolicy(Policy):
         if self.value_head is None:
             raise ValueError("value: this policy has no value head")
         self.value_head.load_state_dict(load_file(folder / VALUE_HEAD))
-
-
-def check_vocabulary(lm: Any, tokenizer: Any, model: str) -> None:
-    """Raise UserError when the tokenizer knows ids that the model has no embedding for."""
-    rows, known = lm.get_input_embeddings().weight.shape[0], len(tokenizer)
-    if known > rows:
-        raise UserError(
-            f"model: the tokenizer of {model} has {known} tokens, the model only {rows} embeddings; "
-            "use the tokenizer that the model was trained with"
-        )
 
 
 @torch.no_grad()

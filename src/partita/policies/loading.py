@@ -222,3 +222,13 @@ def load_model(folder: str, model: str, dtype: torch.dtype, remote_code: bool) -
             "the configuration belongs to another model, or the weights were cut: fetch or save it again"
         )
     return lm.eval()
+
+
+def check_vocabulary(lm: Any, tokenizer: Any, model: str) -> None:
+    """Raise UserError when the tokenizer knows ids that the model has no embedding for."""
+    rows, known = lm.get_input_embeddings().weight.shape[0], len(tokenizer)
+    if known > rows:
+        raise UserError(
+            f"model: the tokenizer of {model} has {known} tokens, the model only {rows} embeddings; "
+            "use the tokenizer that the model was trained with"
+        )

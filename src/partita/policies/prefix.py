@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,20 +93,35 @@ def buckets(length: Tensor, count: int = 8) -> list[Tensor]:
     return [part.sort().values for part in order.split(-(-rows // best))]
 
 
-def hidden_states(base: Any, packed: Packed, group: Tensor | None, share: bool) -> Iterator[tuple[Tensor, Tensor]]:
+def hidden_states(
+    base: Any, packed: Packed, group: Tensor | None, share: bool, agree: Callable[[int], int] | None = None
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Pairs (rows (n,), hidden (n, w, D)): column j of `hidden` is what predicts column j of `packed.tokens`.
 
-    share: compute each prompt once, with gradients, where that saves work.
+    share: compute each prompt once, with gradients, where that saves work. agree: how many passes to make, given how
+    many there are to make, where other ranks wait for each; those beyond need are of one token, and answer no rows. All
+    passes are then among what is returned, so that each has its backward pass, even where nothing follows from it.
     """
+    unique: tuple[Tensor, Tensor] | None = None
     if share:
         first, inverse = unique_prompts(packed, group)
         saved = (packed.prompt.shape[0] - first.shape[0]) * (packed.prompt.shape[1] - 1)
         if saved > OVERHEAD // 4 and int(packed.prompt_length.max()) > 1:
-            yield from _shared(base, packed, first, inverse)
-            return
-    for rows in buckets(packed.prompt_length + packed.length):
-        if int(packed.length[rows].max()) > 0:
+            unique = first, inverse
+    if unique is not None:
+        parts = buckets(packed.length + int(packed.prompt_length[unique[0]].max() - 1) // 4)
+    else:
+        parts = [p for p in buckets(packed.prompt_length + packed.length) if int(packed.length[p].max()) > 0]
+    made = len(parts) + (unique is not None)
+    idle = 0 if agree is None else agree(made) - made
+    if unique is not None:
+        yield from _shared(base, packed, *unique, parts, agree is not None)
+    else:
+        for rows in parts:
             yield rows, _plain(base, packed, rows)
+    for _ in range(idle):
+        token = packed.tokens.new_zeros(1, 1)
+        yield packed.length.new_zeros(0), base(input_ids=token, use_cache=False).last_hidden_state
 
 
 def _plain(base: Any, packed: Packed, rows: Tensor) -> Tensor:
@@ -127,8 +142,13 @@ def _plain(base: Any, packed: Packed, rows: Tensor) -> Tensor:
     return hidden.gather(1, index[:, :, None].expand(-1, -1, hidden.shape[2]))
 
 
-def _shared(base: Any, packed: Packed, first: Tensor, inverse: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """The prompts but for their last tokens once; then, over their keys and values, the rest of each row."""
+def _shared(
+    base: Any, packed: Packed, first: Tensor, inverse: Tensor, parts: list[Tensor], every: bool
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The prompts but for their last tokens once; then, over their keys and values, the rest of each row, by `parts`.
+
+    every: yield the first pass, too, which answers no rows.
+    """
     device = packed.prompt.device
     last = (packed.prompt_length - 1)[:, None]
     prefix_length = last[first]
@@ -138,9 +158,11 @@ def _shared(base: Any, packed: Packed, first: Tensor, inverse: Tensor) -> Iterat
     columns = torch.arange(width, device=device)
     place = columns[None].expand_as(prefix)
     hidden = base(input_ids=prefix, position_ids=place, past_key_values=cache, use_cache=True).last_hidden_state
+    if every:
+        yield first[:0], hidden
     ragged = bool((prefix_length != width).any())
     seen = columns < prefix_length  # (G, width)
-    for rows in buckets(packed.length + width // 4):
+    for rows in parts:
         size = max(int(packed.length[rows].max()), 1)
         tokens = torch.cat((packed.prompt[rows].gather(1, last[rows]), packed.tokens[rows, : size - 1]), 1)
         steps = torch.arange(size, device=device)

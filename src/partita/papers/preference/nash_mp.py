@@ -82,8 +82,7 @@ class Proximal(Ema):
 
     def logp(self, policy: Policy, batch: Batch) -> Tensor:
         target = super().logp(policy, batch)
-        for name, weight in self._first.items():
-            self._first[name] = weight.to(policy.device)
+        self._first.update(policy.placed(self._first))
         with policy.using(self._first):
             first = policy.evaluate(batch).logp
         return (self.eta * first + target) / (1 + self.eta)

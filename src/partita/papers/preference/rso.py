@@ -111,7 +111,7 @@ class Initial(Resample):
     def sampled(self, policy: Any, task: Any, problems: Sequence[Problem], generator: torch.Generator) -> Batch:
         """What is kept of the first policy's responses to some problems, by problem."""
         sampler = Sample(temperature=self.temperature, top_k=self.top_k, max_tokens=self.max_tokens)
-        with policy.using(self._sft.on(policy.device)):
+        with policy.using(self._sft.on(policy)):
             batch = sampler.sample(policy, task, problems, self.each, generator).to("cpu")
         batch = batch[self.chosen(task, problems, batch, generator)]
         inputs = {**batch.inputs, "temperature": torch.ones_like(batch.inputs["temperature"])}

@@ -27,6 +27,7 @@ from partita.core.batch import Batch
 from partita.core.errors import UserError
 from partita.core.paper import Claim, Paper
 from partita.core.policy import Policy
+from partita.core.shards import whole
 from partita.estimators.margins import response_logp
 from partita.loops import on_policy, preference
 from partita.loops.preference import Preference
@@ -126,10 +127,10 @@ class Soup(Frozen):
             self._weights.clear()
             self._refused.append(error)
 
-    def on(self, device: torch.device) -> dict[str, Tensor]:
+    def on(self, policy: Policy) -> dict[str, Tensor]:
         if not self._weights and self._refused:
             raise self._refused[0]
-        return super().on(device)
+        return super().on(policy)
 
     def _mixed(self, policy: Any) -> dict[str, Tensor]:
         """The mixture of every parameter of the language model, by its name in the policy."""
@@ -145,7 +146,7 @@ class Soup(Frozen):
             others.check_alike(policy, found, name, place)
             held.append(dict(found.lm.named_parameters()))
         mix = linear if self.way == "linear" else spherical
-        return {f"lm.{key}": mix([model[key].detach() for model in held], self.mixture) for key in held[0]}
+        return {f"lm.{key}": mix([whole(model[key].detach()) for model in held], self.mixture) for key in held[0]}
 
 
 SALSA = RLHF["rlhf_ppo"].but(reference=Soup())
