@@ -112,3 +112,27 @@ def test_gradients_of_any_layout_move_parameters_alike():
         moved.append(parameter.detach())
     assert torch.equal(*moved)
     assert torch.equal((start - moved[0]).sign(), gradient.T.sign())
+
+
+@pytest.mark.parametrize(("limit", "gradient"), [(None, [3.0, -4.0]), (1.0, [3.0, -4.0]), (9.0, [3.0, -4.0])])
+def test_the_step_spelt_out_is_the_kernels(limit, gradient):
+    ends = []
+    for kernel in (True, False):
+        policy = Weights()
+        made = learner(policy, max_grad_norm=limit, weight_decay=0.1, eps=1e-2)
+        made.kernel = kernel
+        for scale in (1.0, -0.5, 2.0):
+            give(policy, [scale * x for x in gradient], [12.0 * scale])
+            norm = made.apply()
+        ends.append((norm, *policy.trainable().values()))
+    for one, other in zip(*ends, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_the_step_spelt_out_is_not_spoilt_by_what_is_not_finite():
+    policy = Weights()
+    made = learner(policy, max_grad_norm=1.0)
+    made.kernel = False
+    give(policy, [float("nan"), 1.0], [1.0])
+    assert not bool(made.apply().isfinite())
+    assert all(bool((x == 0).all()) for x in policy.trainable().values())

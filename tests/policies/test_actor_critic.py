@@ -76,3 +76,18 @@ def test_settings_out_of_range_name_the_field():
         ActorCritic(hidden=())
     with pytest.raises(UserError, match=r"policy\.activation: expected one of tanh, relu, silu, got 'gelu'"):
         ActorCritic(activation="gelu")
+
+
+@pytest.mark.parametrize("observation", [(4,), (9,)])
+def test_many_rows_have_the_outputs_and_gradients_of_a_few_at_a_time(observation):
+    policy = build(Discrete(3), observation, activation="relu")
+    with torch.no_grad():
+        for parameter in policy.module.parameters():
+            parameter.uniform_(-1, 1, generator=torch.Generator().manual_seed(2))  # biases, too
+    obs = torch.randn(600, *observation, generator=torch.Generator().manual_seed(3))
+    ends = []
+    for size in (600, 100):  # 100 rows go straight through `linear`
+        out = torch.cat([policy.head(part).square() for part in obs.split(size)])
+        ends.append((out, *torch.autograd.grad(out.sum(), list(policy.module.actor.parameters()))))
+    for one, other in zip(*ends, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-3)

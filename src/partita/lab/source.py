@@ -10,10 +10,9 @@ from typing import Any
 import torch
 
 from partita.core.errors import UserError
-from partita.lab import checkpoint
 from partita.lab.config import Config
 from partita.lab.run import read_rows
-from partita.lab.train import build_policy
+from partita.lab.train import build_policy, policy_at
 from partita.policies.ensemble import Ensemble, members
 from partita.policies.language import Language, LanguagePolicy
 from partita.policies.pretrained import DTYPES
@@ -98,18 +97,12 @@ def opened(found: Source) -> tuple[LanguagePolicy, str]:
         declared = about.get("dtype") or about.get("torch_dtype")
         policy: Any = Language(model=str(found.weights)).build(None, False, torch.Generator())
         return policy, declared if declared in DTYPES else DTYPES[0]
-    config = replace(found.config, settings=replace(found.config.settings, device="auto"))
+    config = replace(found.config, settings=replace(found.config.settings, device="auto", shard=False))
     settings: Any = config.policy
     if found.weights.name == "policy":
         policy = build_policy(replace(config, policy=settings.but(model=str(found.weights), lora_rank=0)))
         return policy, settings.dtype
-    policy, held = build_policy(config), checkpoint.load(found.weights)
-    try:
-        policy.load_state_dict(held["policy"])
-    except (KeyError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"{found.weights}: does not fit the policy of config.json ({error}); use the version that wrote it"
-        ) from error
+    policy = policy_at(config, found.weights)
     return policy, settings.dtype
 
 

@@ -161,24 +161,29 @@ def launch(config: Config, folder: Path, resume: bool = False, watchers: tuple[A
 
 def load_policy(folder: Path) -> tuple[Config, Policy]:
     """The configuration of a run and its policy as of the last checkpoint, on the device there is here."""
-    from partita.lab import checkpoint
-
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: not a run (it has no config.json)")
     config = Config.read(folder / "config.json")
-    config = replace(config, settings=replace(config.settings, device="auto", shard=False))
-    policy = build_policy(config)
     found = sorted(p for p in (folder / "checkpoints").glob("step_*") if p.is_dir())
     if not found:
         raise UserError(f"{folder}: has no checkpoint yet; continue it with --resume {folder}")
-    held = checkpoint.load(found[-1])
+    config = replace(config, settings=replace(config.settings, device="auto", shard=False))
+    return config, policy_at(config, found[-1])
+
+
+def policy_at(config: Config, folder: Path) -> Policy:
+    """The policy of a run with the weights of its checkpoint in `folder`."""
+    from partita.lab import checkpoint
+
+    policy = build_policy(config)
+    held = checkpoint.load(folder)
     try:
         policy.load_state_dict(held["policy"])
     except (KeyError, ValueError, RuntimeError) as error:
         raise UserError(
-            f"{found[-1]}: does not fit the policy of config.json ({error}); use the version that wrote it"
+            f"{folder}: does not fit the policy of config.json ({error}); use the version that wrote it"
         ) from error
-    return config, policy
+    return policy
 
 
 def default_policy(task: Task, recipe: Recipe) -> Any:
