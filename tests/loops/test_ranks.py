@@ -174,3 +174,16 @@ def test_alone_nothing_is_shared_out():
     assert ranks.world() == 1 and ranks.rank() == 0 and ranks.share(5) == slice(0, 5)
     assert ranks.gathered(x, 3) is x and ranks.agreed({"a": 1}) == {"a": 1} and ranks.largest(4) == 4
     assert ranks.alike([x])
+
+
+def test_environments_that_start_anew_at_a_checkpoint_do_so_on_every_rank(tmp_path):
+    pytest.importorskip("gymnasium")
+    words = ["ppo", "--env", "gym:CartPole-v1", "--steps", "4", "--batch-size", "3", "--rollout.steps", "8",
+             "--adam-eps", "1e-3", "--seed", "3", "--eval-size", "0", "--save-every", "1", "--quiet"]  # fmt: skip
+    for name, count in (("one", 1), ("two", 2)):
+        done = torchrun(count, "train", *words, "--out", str(tmp_path / name))
+        assert done.returncode == 0, done.stderr[-2000:]
+    one, two = (read_rows(tmp_path / name / "metrics.jsonl") for name in ("one", "two"))
+    for mine, theirs in zip(one, two, strict=True):
+        for key in set(mine) - set(CLOCK) - KNIFE_EDGE:
+            np.testing.assert_allclose(theirs[key], mine[key], rtol=1e-4, atol=1e-5, err_msg=key)
