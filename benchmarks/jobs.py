@@ -107,6 +107,7 @@ BENCHMARKS: dict[str, tuple[Measure, ...]] = {
             (
                 _ours("speed", quick=FEW),
                 _ours("speed", "--compile", name="partita-compiled", quick=FEW),
+                _ours("speed", "--compile", "--threads", "2", name="partita-compiled-2", quick=FEW),
                 _ours("speed", "--as", "sb3", name="partita-as-sb3", quick=FEW),
                 _sb3("speed", FEW),
                 _rejax("speed", ("--iterations", "4")),
@@ -138,7 +139,7 @@ TARGETS: dict[str, tuple[Target, ...]] = {
     "cartpole": (
         *(
             Target("speed", "steps_per_second", ours, peer, least=least)
-            for ours in ("partita", "partita-compiled")
+            for ours in ("partita", "partita-compiled", "partita-compiled-2")
             for peer, least in (("sb3", 20.0), ("rejax", 1.5))
         ),
         Target("speed", "steps_per_second", "partita-as-sb3", "sb3"),

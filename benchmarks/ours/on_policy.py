@@ -38,10 +38,10 @@ def recipe_of(batch_size: int, rollout: int, discount: float = 0.99, gae_lambda:
 
 
 def speed(
-    numbers: Mapping[str, Any], task: Any, warm: int, steps: int, seed: int, normalise: bool = False
+    numbers: Mapping[str, Any], task: Any, warm: int, steps: int, seed: int, normalise: bool = False, threads: int = 1
 ) -> dict[str, Any]:
     """Environment steps a second of the loop (collecting and updating), after a warm-up; at least `steps` of them."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     keep_memory()  # as the command line does for control
     size = numbers["batch_size"] * numbers["rollout"]
     first, total = -(-warm // size), -(-warm // size) + -(-steps // size)

@@ -28,7 +28,9 @@ SOLVE: dict[str, Any] = dict(
 )
 
 
-def speed(name: str, changes: dict[str, int | None], compile: bool, warm: int, steps: int, seed: int) -> dict[str, Any]:
+def speed(
+    name: str, changes: dict[str, int | None], compile: bool, threads: int, warm: int, steps: int, seed: int
+) -> dict[str, Any]:
     """Environment steps a second, of settings by name; `changes` to a batch leave minibatches as large."""
     from benchmarks.ours import on_policy
 
@@ -38,7 +40,7 @@ def speed(name: str, changes: dict[str, int | None], compile: bool, warm: int, s
     changed = {**numbers, **{k: v for k, v in changes.items() if v is not None}, "compile": compile}
     times = changed["batch_size"] * changed["rollout"] / (numbers["batch_size"] * numbers["rollout"])
     changed["minibatches"] = max(1, round(numbers["minibatches"] * times))
-    found = on_policy.speed(changed, registry.part_class("task", "cartpole")(), warm, steps, seed)
+    found = on_policy.speed(changed, registry.part_class("task", "cartpole")(), warm, steps, seed, threads=threads)
     return {**found, "settings": f"{name}: {changed}"}
 
 
@@ -66,6 +68,7 @@ def main() -> None:
     flags.add_argument("--environments", type=int, default=None, help="other than the settings'")
     flags.add_argument("--rollout", type=int, default=None, help="steps of each, other than the settings'")
     flags.add_argument("--compile", action="store_true")
+    flags.add_argument("--threads", type=int, default=1)
     flags.add_argument("--seed", type=int, default=0)
     flags.add_argument("--warm", type=int, default=32_768)
     flags.add_argument("--steps", type=int, default=262_144)
@@ -74,10 +77,10 @@ def main() -> None:
     args = flags.parse_args()
     if args.what == "speed":
         changes = {"batch_size": args.environments, "rollout": args.rollout}
-        result = speed(args.name, changes, args.compile, args.warm, args.steps, args.seed)
+        result = speed(args.name, changes, args.compile, args.threads, args.warm, args.steps, args.seed)
     else:
         result = solve(args.target, args.limit, args.seed)
-    report("partita", ("partita", "torch", "numpy"), what=args.what, seed=args.seed, threads=1, **result)
+    report("partita", ("partita", "torch", "numpy"), what=args.what, seed=args.seed, threads=args.threads, **result)
 
 
 if __name__ == "__main__":

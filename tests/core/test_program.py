@@ -55,6 +55,21 @@ def test_a_program_does_what_its_update_does():
     assert torch.equal(torch.rand(3, generator=fit.generator), torch.rand(3, generator=plain.generator))
 
 
+class Measuring(Fit):
+    """Takes a norm by an operation that compiled C++ cannot call."""
+
+    def __call__(self, columns):
+        found = super().__call__(columns)
+        return {**found, "norm": torch._foreach_norm([self.weight.detach(), self.mean])[0]}
+
+
+def test_a_program_calls_from_python_what_cannot_be_called_from_elsewhere():
+    plain, fit = Measuring(kernel=True), Measuring()
+    program = Program(fit, fit.state(), [fit.generator])
+    for seed in range(2):
+        torch.testing.assert_close(program(columns(seed))["norm"], plain(columns(seed))["norm"])
+
+
 class Counting(Fit):
     """Reads its columns behind autograd's back."""
 

@@ -58,7 +58,7 @@ def test_a_sharded_run_goes_on_with_any_ranks_and_leaves_a_whole_model(tmp_path)
     folder, single = tmp_path / "many", tmp_path / "single"
     first = torchrun(2, "train", "grpo_kl", "--task", "arithmetic", *flags, "--save-every", "2", "--samples", "32",
                      "--shard", "--quiet", "--out", str(folder))  # fmt: skip
-    assert first.returncode == 0, first.stderr[-2000:]
+    assert first.returncode == 0, first.stderr[-8000:]
     assert [row["step"] for row in read_rows(folder / "metrics.jsonl")] == [1, 2]
     reopen(folder)
     shutil.copytree(folder, single)
@@ -66,7 +66,7 @@ def test_a_sharded_run_goes_on_with_any_ranks_and_leaves_a_whole_model(tmp_path)
     text["run"]["shard"] = False  # a run of whole models may be sharded later
     (folder / "config.json").write_text(json.dumps(text))
     second = torchrun(3, "train", "--resume", str(folder), "--quiet", "--shard")  # 3: parts of unlike sizes
-    assert second.returncode == 0, second.stderr[-2000:]
+    assert second.returncode == 0, second.stderr[-8000:]
     held = Config.read(single / "config.json")
     assert held.settings.shard and launch(held, single, True).finished
     files = ("checkpoints/step_00000004/state.safetensors", "policy/model.safetensors")

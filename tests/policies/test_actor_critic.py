@@ -55,6 +55,7 @@ def test_same_generator_same_weights_and_small_first_preferences():
 def test_without_a_critic_there_is_no_value():
     policy = build(SPACES[0], value=False)
     assert policy.evaluate(acted(policy)).value is None and not policy.has_value
+    assert policy.both(acted(policy).inputs["obs"])[1] is None
 
 
 def test_normaliser_learns_from_the_steps_of_the_mask_and_is_part_of_the_state():
@@ -91,3 +92,21 @@ def test_many_rows_have_the_outputs_and_gradients_of_a_few_at_a_time(observation
         ends.append((out, *torch.autograd.grad(out.sum(), list(policy.module.actor.parameters()))))
     for one, other in zip(*ends, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("activation", ["tanh", "relu", "silu"])
+@pytest.mark.parametrize("rows", [(7,), (600, 2)])
+def test_actor_and_critic_together_have_the_outputs_and_gradients_of_each_alone(activation, rows):
+    policy = build(Discrete(3), (4,), activation=activation)
+    with torch.no_grad():
+        for parameter in policy.module.parameters():
+            parameter.uniform_(-1, 1, generator=torch.Generator().manual_seed(2))
+    obs = torch.randn(*rows, 4, generator=torch.Generator().manual_seed(3))
+    ends = []
+    policy.fused = True
+    for head, value in (policy.both(obs), (policy.head(obs), policy.value(obs))):
+        assert head.shape == (*rows, 3) and value.shape == rows
+        total = (head.square().sum(-1) * value).sum()
+        ends.append((head, value, *torch.autograd.grad(total, list(policy.module.parameters()))))
+    for one, other in zip(*ends, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-2)

@@ -24,13 +24,15 @@ class Policy:
 
     unit: "step" when steps are independent given `inputs` (no memory), else "trajectory".
     has_value: whether `evaluate` returns values. sharded: whether each rank holds a part of the weights only
-    (`core/shards`).
+    (`core/shards`). fused: networks of one shape are computed as one, which pays in compiled programs; then all of them
+    have a gradient of whatever one of them has to do with, of zeros.
     """
 
     domain: ClassVar[Domain]
     unit: Unit = "step"
     has_value: bool = False
     sharded: bool = False
+    fused: bool = False
     module: nn.Module
 
     @property

@@ -104,6 +104,7 @@ class Program:
         graph.recompile()
         held = {x.untyped_storage().data_ptr() for x in self.state}
         for node in graph.graph.nodes:
+            node.meta.pop("val", None)  # the compiler makes its own, and stumbles over these
             if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
                 raise UserError(f"compile: the {self.name} draws by {node.target}, which cannot be repeated; {_FIX}")
             if node.op == "get_attr" and isinstance(x := getattr(graph, node.target), Tensor):
@@ -160,12 +161,26 @@ def _near(x: Tensor, y: Tensor, share: float) -> bool:
     return bool((x.double() - y.double()).norm() <= share * y.double().norm() + 1e-6)
 
 
+def _in_one(graph: Any) -> bool:
+    """Whether all operations can be called from one C++ function, without Python in between.
+
+    The compiler (torch 2.13) makes such a function of any, but it crashes at those that are neither its own nor linked.
+    """
+    from torch._inductor.decomposition import select_decomp_table
+    from torch._inductor.lowering import fallbacks, lowerings
+    from torchgen.aoti.fallback_ops import inductor_fallback_ops as linked  # type: ignore[import-untyped]
+
+    own = {str(x) for x in (*select_decomp_table(), *lowerings) if x not in fallbacks}
+    asked = {str(node.target) for node in graph.graph.nodes if isinstance(node.target, torch._ops.OpOverload)}
+    return {name.replace("_.", ".") for name in asked} <= own | set(linked)
+
+
 def _compile(graph: Any, inputs: list[Any]) -> Callable[..., Sequence[Tensor]]:
     from torch._inductor import compile as compiled
     from torch._inductor.exc import InductorError, InvalidCxxCompiler
 
     try:
-        return compiled(graph, inputs)
+        return compiled(graph, inputs, options={"cpp_wrapper": _in_one(graph)})
     except InductorError as error:
         if isinstance(error.inner_exception, InvalidCxxCompiler):
             raise UserError(f"compile: found no C++ compiler; install g++, or {_FIX}") from error

@@ -54,9 +54,14 @@ def watchers(quiet: bool, track: tuple[str, ...]) -> tuple[Any, ...]:
 
 
 def finish(result: Result) -> None:
-    """Write the report and say where things are; of several ranks the first one."""
-    if ranks.rank():
-        return
+    """Write the report and say where things are; of several ranks the first one, for which the others wait."""
+    if ranks.rank() == 0:
+        tell(result)
+    ranks.wait()  # whoever left early would take the group down with it
+
+
+def tell(result: Result) -> None:
+    """Write the report and say where things are."""
     from partita.lab.report import write
 
     page = write([result.folder], result.folder / "report.html")

@@ -37,6 +37,7 @@ class Descent:
         if recipe.compile:
             refuse(recipe, policy)
             learner.kernel = False  # a compiler joins the step with what comes before it, where it sees it
+            policy.fused = True
 
     def __call__(self, batch: Batch, step: int, watch: bool = True) -> dict[str, Tensor]:
         """watch: also what costs something to know."""

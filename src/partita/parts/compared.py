@@ -18,8 +18,8 @@ from partita.core.policy import Policy
 from partita.core.spaces import Discrete, MultiDiscrete
 from partita.estimators.games import chance
 from partita.parts.reward import Reward
-from partita.policies.actor_critic import Mlp
 from partita.policies.adam import Adam
+from partita.policies.mlp import Mlp
 
 
 @dataclass(frozen=True)

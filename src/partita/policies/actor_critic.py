@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from partita.core.batch import Batch, Outputs
 from partita.core.errors import UserError
@@ -20,38 +18,8 @@ from partita.core.policy import Policy, PolicyPart
 from partita.core.spaces import Box, Space
 from partita.policies import distributions
 from partita.policies.activations import ACTIVATIONS
+from partita.policies.mlp import Mlp, linear_layer, together
 from partita.policies.normaliser import Normaliser
-
-THIN, MANY = 8, 512  # inputs below and rows above which weights' gradients are found faster as those of their transpose
-
-
-def _linear(inputs: int, outputs: int, gain: float, generator: torch.Generator) -> nn.Linear:
-    layer = nn.Linear(inputs, outputs)
-    nn.init.orthogonal_(layer.weight, gain, generator=generator)
-    nn.init.zeros_(layer.bias)
-    return layer
-
-
-class Mlp(nn.ModuleList):
-    """Linear layers with an activation between them; orthogonal weights, `gain` on the last layer."""
-
-    def __init__(self, sizes: list[int], gain: float, activation: str, generator: torch.Generator) -> None:
-        gains = [math.sqrt(2)] * (len(sizes) - 2) + [gain]
-        super().__init__(_linear(a, b, g, generator) for a, b, g in zip(sizes[:-1], sizes[1:], gains, strict=True))
-        self.activation = ACTIVATIONS[activation]
-
-    def forward(self, x: Tensor) -> Tensor:
-        # Straight to the operators: a module call costs as much as one of these layers does.
-        lead, last = x.shape[:-1], len(self) - 1
-        x = x.reshape(-1, x.shape[-1])
-        for i, layer in enumerate(cast(Iterable[nn.Linear], self)):
-            if layer.in_features < THIN and len(x) >= MANY and torch.is_grad_enabled():
-                x = torch.addmm(layer.bias, x, layer.weight.t().contiguous())
-            else:
-                x = linear(x, layer.weight, layer.bias)
-            if i < last:
-                x = self.activation(x)
-        return x.view(*lead, x.shape[-1])
 
 
 class Pixels(nn.Module):
@@ -70,7 +38,7 @@ class Pixels(nn.Module):
                 nn.init.orthogonal_(layer.weight, math.sqrt(2), generator=generator)
                 assert layer.bias is not None
                 nn.init.zeros_(layer.bias)
-        self.out = _linear(flat, features, math.sqrt(2), generator)
+        self.out = linear_layer(flat, features, math.sqrt(2), generator)
 
     def forward(self, x: Tensor) -> Tensor:
         lead = x.shape[:-3]
@@ -97,6 +65,14 @@ class Networks(nn.Module):
             return self.normaliser(obs)
         return obs if self.trunk is None else self.trunk(obs)
 
+    def both(self, features: Tensor, fused: bool) -> tuple[Tensor, Tensor | None]:
+        """What the actor puts out (..., size), and the values (...,) where there is a critic, for the same inputs."""
+        if self.critic is None:
+            return self.actor(features), None
+        pair = (self.actor, self.critic)
+        head, value = together(pair, features) if fused else (network(features) for network in pair)
+        return head, value[..., 0]
+
 
 class ActorCriticPolicy(Policy):
     """Acts on observations (n, ...); `inputs` of its batches are "obs" (B, T, ...) and "action" (B, T[, A])."""
@@ -119,6 +95,10 @@ class ActorCriticPolicy(Policy):
         """V(s) for observations (n, ...), (n,)."""
         assert self.module.critic is not None
         return self.module.critic(self.module.features(obs))[..., 0]
+
+    def both(self, obs: Tensor) -> tuple[Tensor, Tensor | None]:
+        """`head` and `value` of the same observations; None without a critic."""
+        return self.module.both(self.module.features(obs), self.fused)
 
     def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """The randomness of actions of `shape`."""
@@ -145,12 +125,10 @@ class ActorCriticPolicy(Policy):
             self.module.normaliser.update(batch.inputs["obs"][batch.mask])
 
     def evaluate(self, batch: Batch, entropy: bool = False) -> Outputs:
-        features = self.module.features(batch.inputs["obs"])
-        head = self.module.actor(features)
+        head, value = self.both(batch.inputs["obs"])
         logp, spread = distributions.logp_entropy(
             self.space, head, self.module.log_std, batch.inputs["action"], entropy
         )
-        value = self.module.critic(features)[..., 0] if self.module.critic is not None else None
         out = Outputs(logp, spread, value)
         if "old" in batch.inputs:
             old, now = batch.inputs["old"], distributions.parameters(self.space, head, self.module.log_std)

@@ -63,12 +63,12 @@ class Adam:
         held = [item for item, has in zip(self.parameters.items(), have, strict=True) if has]
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for _, p in held]
         averaged(gradients)
-        length = norm(gradients)
         if not self.kernel:
+            length = _spelt_norm(gradients)
             limit = self.max_grad_norm
             scale = torch.ones(()) if limit is None else (limit / (length + 1e-6)).clamp(max=1)
             self._step(held, [torch.where(length.isfinite(), g * scale, 0.0) for g in gradients])
-        elif bool(length.isfinite()):
+        elif bool((length := norm(gradients)).isfinite()):
             if self.max_grad_norm is not None and float(length) > self.max_grad_norm:
                 torch._foreach_mul_([own(x) for x in gradients], self.max_grad_norm / (float(length) + 1e-6))
             self._step(held, gradients)
@@ -85,7 +85,8 @@ class Adam:
         listed = list(gradients)
         averaged(listed)
         if self.max_grad_norm is not None:
-            scale = (self.max_grad_norm / (norm(listed) + 1e-6)).clamp(max=1)
+            length = norm(listed) if self.kernel else _spelt_norm(listed)
+            scale = (self.max_grad_norm / (length + 1e-6)).clamp(max=1)
             torch._foreach_mul_([own(x) for x in listed], scale)
         self._step([(name, self.parameters[name]) for name in names], listed)
 
@@ -148,3 +149,8 @@ class Adam:
             self.moments[name] = {
                 k: placed(v, mine).clone() if v.dim() else v.to(mine.device, copy=True) for k, v in moments.items()
             }
+
+
+def _spelt_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """`norm` in operations that a compiler joins with others; scalar."""
+    return torch.stack([x.square().sum() for x in tensors]).sum().sqrt()

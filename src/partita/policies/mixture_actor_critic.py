@@ -14,8 +14,9 @@ from partita.core.limits import check_count
 from partita.core.policy import Policy
 from partita.core.spaces import Box
 from partita.policies import distributions
-from partita.policies.actor_critic import ActorCritic, ActorCriticPolicy, Mlp
+from partita.policies.actor_critic import ActorCritic, ActorCriticPolicy
 from partita.policies.mixture import pick
+from partita.policies.mlp import Mlp
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,13 @@ class MixtureActorCriticPolicy(ActorCriticPolicy):
 
     def head(self, obs: Tensor) -> Tensor:
         """The means of all experts, then the gate's logits, (n, K A + K)."""
-        return self._numbers(self.module.features(obs))
+        features = self.module.features(obs)
+        return self._gated(self.module.actor(features), features)
+
+    def both(self, obs: Tensor) -> tuple[Tensor, Tensor | None]:
+        features = self.module.features(obs)
+        means, value = self.module.both(features, self.fused)
+        return self._gated(means, features), value
 
     def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         size = self.experts * self.space.size
@@ -119,9 +126,9 @@ class MixtureActorCriticPolicy(ActorCriticPolicy):
 
     def evaluate(self, batch: Batch, entropy: bool = False) -> MixtureOutputs:
         features, action = self.module.features(batch.inputs["obs"]), batch.inputs["action"]
-        head = self._numbers(features)
+        means, value = self.module.both(features, self.fused)
+        head = self._gated(means, features)
         spread = self.entropy(head) if entropy else None
-        value = self.module.critic(features)[..., 0] if self.module.critic is not None else None
         out = MixtureOutputs(self.logp(head, action), spread, value, gate=self.gate(head))
         if "noise" in batch.inputs and self.gates:
             with torch.no_grad():
@@ -136,9 +143,8 @@ class MixtureActorCriticPolicy(ActorCriticPolicy):
     def distribution(self, batch: Batch) -> Tensor:
         return Policy.distribution(self, batch)  # divergences of mixtures have no closed form
 
-    def _numbers(self, features: Tensor) -> Tensor:
+    def _gated(self, means: Tensor, features: Tensor) -> Tensor:
         networks: Any = self.module
-        means = networks.actor(features)
         return torch.cat((means, networks.gate(features)), -1) if self.gates else means
 
     def _q(self, features: Tensor, action: Tensor) -> Tensor:

@@ -41,8 +41,8 @@ from partita.papers.measuring import acting
 from partita.parts.credit import GAE, cuts, discount_of
 from partita.parts.reward import Outcome
 from partita.parts.rollout import Segments
-from partita.policies.actor_critic import Mlp
 from partita.policies.adam import Adam
+from partita.policies.mlp import Mlp
 from partita.tasks.control.lot_sizing import LotSizing
 
 PAPER = Paper(

@@ -112,12 +112,12 @@ class Blocks:
             state, elapsed, obs = given["state"], given["elapsed"], given["obs"]
             rows: dict[str, list[Tensor]] = {}
             for noise in given["noise"]:
-                head = policy.head(obs)
+                head, value = policy.both(obs)
                 action = policy.choose(head, noise)
                 logp, entropy = policy.judge(head, action)
                 said = {"obs": obs, "action": action, "logp": logp, "entropy": entropy}
-                if policy.has_value:
-                    said["value"] = policy.value(obs)
+                if value is not None:
+                    said["value"] = value
                 ahead = envs.ahead(state, elapsed, action)
                 state, elapsed, obs, reward, terminated, truncated = envs.renewed(ahead)
                 said |= {"reward": reward, "terminated": terminated, "truncated": truncated, "beyond": ahead.obs}
