@@ -27,7 +27,7 @@ from benchmarks.jobs import OURS, THEIRS, Measure, Side, Target
 
 ENVIRONMENT = "HalfCheetah-v5"
 RATE, DISCOUNT, GAE_LAMBDA, CLIP, VALUE_WEIGHT, MAX_NORM = 3e-4, 0.99, 0.95, 0.2, 0.5, 0.5
-WARM, STEPS = 4_096, 20_480
+WARM, STEPS = 4_096, 10_240
 
 
 @dataclass(frozen=True)

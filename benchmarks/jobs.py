@@ -108,7 +108,7 @@ BENCHMARKS: dict[str, tuple[Measure, ...]] = {
                 _ours("speed", quick=FEW),
                 _ours("speed", "--compile", name="partita-compiled", quick=FEW),
                 _ours("speed", "--compile", "--threads", "2", name="partita-compiled-2", quick=FEW),
-                _ours("speed", "--as", "sb3", name="partita-as-sb3", quick=FEW),
+                _ours("speed", "--as", "sb3", "--steps", "65536", name="partita-as-sb3", quick=FEW),
                 _sb3("speed", FEW),
                 _rejax("speed", ("--iterations", "4")),
             ),
@@ -127,7 +127,7 @@ BENCHMARKS: dict[str, tuple[Measure, ...]] = {
             ),
         ),
     ),
-    "grpo": (_grpo("short"), _grpo("long", "--warm", "1", "--steps", "4")),
+    "grpo": (_grpo("short"), _grpo("long", "--warm", "1", "--steps", "3")),
     "dpo": tuple(
         _dpo(size, reference, "--steps", steps)
         for size, steps in (("short", "10"), ("long", "4"))

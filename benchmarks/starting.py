@@ -37,7 +37,7 @@ from pathlib import Path
 
 from benchmarks.jobs import OURS, THEIRS, Limit, Measure, Side, Target
 
-ALONE, PAUSE, PATIENCE = 3, 0.002, 300.0
+ALONE, PAUSE, PATIENCE = 2, 0.002, 300.0
 RECIPES = ("ppo", "sac", "grpo", "dpo")
 
 

@@ -71,7 +71,7 @@ def main(*algorithms: str) -> None:
     if len(algorithms) > 1:
         flags.add_argument("algorithm", choices=algorithms)
     flags.add_argument("--threads", type=int, default=1)
-    flags.add_argument("--seconds", type=float, default=10.0)
+    flags.add_argument("--seconds", type=float, default=4.0)
     flags.add_argument("--seed", type=int, default=0)
     flags.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     flags.add_argument("--compile", action="store_true")

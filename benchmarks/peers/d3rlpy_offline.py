@@ -36,7 +36,7 @@ def main() -> None:
     flags = argparse.ArgumentParser()
     flags.add_argument("algorithm", choices=["td3_bc", "iql"])
     flags.add_argument("--threads", type=int, default=1)
-    flags.add_argument("--seconds", type=float, default=10.0)
+    flags.add_argument("--seconds", type=float, default=4.0)
     flags.add_argument("--seed", type=int, default=0)
     args = flags.parse_args()
     limit(args.threads)

@@ -45,7 +45,7 @@ def main(side: str, algorithm: Callable[..., Any], packages: tuple[str, ...], do
     flags = argparse.ArgumentParser()
     flags.add_argument("--threads", type=int, default=1)
     flags.add_argument("--each", type=int, default=1, help="updates in a call of `train` (its gradient_steps)")
-    flags.add_argument("--seconds", type=float, default=10.0)
+    flags.add_argument("--seconds", type=float, default=4.0)
     flags.add_argument("--seed", type=int, default=0)
     args = flags.parse_args()
     limit(args.threads)
