@@ -8,9 +8,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file
+from safetensors.torch import load_file
 
 from partita.core.errors import UserError
+from partita.lab import checkpoint
 from partita.lab.config import Config
 from partita.lab.flags import parse
 from partita.lab.run import CLOCK, read_rows
@@ -69,16 +70,37 @@ def test_a_sharded_run_goes_on_with_any_ranks_and_leaves_a_whole_model(tmp_path)
     assert second.returncode == 0, second.stderr[-8000:]
     held = Config.read(single / "config.json")
     assert held.settings.shard and launch(held, single, True).finished
-    files = ("checkpoints/step_00000004/state.safetensors", "policy/model.safetensors")
+    parts = folder / "checkpoints" / "step_00000002" / "parts"  # what a rank holds of layers, and a sum of it
+    assert {path.suffixes[-1] for path in parts.iterdir()} == {".safetensors", ".sha256"}
+    assert (
+        len(list(parts.glob("*.safetensors"))) == 2 and len(list((parts / "../../step_00000004").rglob("shard*"))) == 6
+    )
     for end in (folder, single):
         for one, several in zip(alone.metrics, read_rows(end / "metrics.jsonl"), strict=True):
             for key in set(one) - set(CLOCK) - KNIFE_EDGE:
                 np.testing.assert_allclose(several[key], one[key], rtol=1e-4, atol=1e-5, err_msg=f"{end}: {key}")
-        for file in files:
-            mine, theirs = load_file(tmp_path / "alone" / file), load_file(end / file)
+        for read in (last_checkpoint, trained):
+            mine, theirs = read(tmp_path / "alone"), read(end)
             assert set(mine) == set(theirs)
             for key, value in mine.items():
-                np.testing.assert_allclose(theirs[key], value, rtol=0, atol=1e-5, err_msg=f"{end}: {file}: {key}")
+                torch.testing.assert_close(theirs[key], value, rtol=0, atol=1e-5, msg=f"{end}: {key}")
+    damaged = next(parts.glob("*.safetensors"))
+    data = bytearray(damaged.read_bytes())
+    data[-1] ^= 1
+    damaged.write_bytes(data)
+    with pytest.raises(UserError, match=rf"parts/{damaged.name} does not match its checksum; remove that folder"):
+        checkpoint.load(parts.parent)
+
+
+def last_checkpoint(folder):
+    """All tensors of the last checkpoint, by name."""
+    tensors: dict[str, torch.Tensor] = {}
+    checkpoint.flatten(checkpoint.load(folder / "checkpoints" / "step_00000004"), tensors)
+    return tensors
+
+
+def trained(folder):
+    return load_file(folder / "policy" / "model.safetensors")
 
 
 def test_passes_that_answer_no_rows_change_nothing():

@@ -1,4 +1,9 @@
-"""Checkpoints: nested state as one safetensors file and one JSON file, written whole or not at all."""
+"""Checkpoints: nested state as safetensors files and one JSON file, written whole or not at all.
+
+What is whole is in one file, which the first rank writes. What ranks hold parts of, each of them writes for itself,
+side by side, by torch's Distributed Checkpoint, whose storage of safetensors files puts the parts together for any
+number of readers. (Its own storage keeps a pickle; this one does not.)
+"""
 
 from __future__ import annotations
 
@@ -6,6 +11,7 @@ import hashlib
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,20 +20,23 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from partita.core import ranks
 from partita.core.errors import UserError
-from partita.core.shards import whole
+from partita.core.shards import is_shard
 from partita.lab.files import write_text
 
 TENSOR = "__tensor__"
+WHOLE, PARTS, ABOUT = "state.safetensors", "parts", "state.json"
 
 
 def flatten(state: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
     """Move the tensors of a nested state into `tensors`, leaving their names in a structure that JSON can hold.
 
-    Shards are put together, one after the other: meanwhile all other ranks must `give` the same state.
+    Shards stay what and where they are; all else is copied to the CPU.
     """
     if isinstance(state, Tensor):
-        tensors[path] = whole(state).detach().to("cpu", copy=True).contiguous()
+        held = state.detach()
+        tensors[path] = held if is_shard(held) else held.to("cpu", copy=True).contiguous()
         return {TENSOR: path}
     if isinstance(state, Mapping):
         return {str(k): flatten(v, tensors, f"{path}/{k}") for k, v in state.items()}
@@ -36,15 +45,6 @@ def flatten(state: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
     if state is None or isinstance(state, bool | int | float | str):
         return state
     raise TypeError(f"state {path}: cannot save a {type(state).__name__}; keep tensors, numbers, strings, lists, dicts")
-
-
-def give(state: Any) -> None:
-    """Let another rank `flatten` what this one holds a part of."""
-    if isinstance(state, Tensor):
-        whole(state)
-    elif isinstance(state, Mapping | list | tuple):
-        for value in state.values() if isinstance(state, Mapping) else state:
-            give(value)
 
 
 def restore(structure: Any, tensors: Mapping[str, Tensor]) -> Any:
@@ -59,40 +59,89 @@ def restore(structure: Any, tensors: Mapping[str, Tensor]) -> Any:
 
 
 def save(folder: Path, state: Any) -> None:
-    """Write `state` to `folder` (created) so that a kill at any moment leaves no folder of that name or a whole one."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
+    """Write `state` to `folder` (created) so that a kill at any moment leaves no folder of that name or a whole one.
+
+    Of several ranks every one must call it, on a file system that they share; the first one does all but the parts.
+    """
+    first = ranks.rank() == 0
+    temporary = folder.with_name(f".{folder.name}.{ranks.agreed(os.getpid())}")
     tensors: dict[str, Tensor] = {}
-    structure = flatten(state, tensors)  # before anything that may fail here alone: other ranks take part in it
-    temporary.mkdir(parents=True)
+    structure = flatten(state, tensors)
+    parts = {name: x for name, x in tensors.items() if is_shard(x)}
     try:
-        save_file(tensors, temporary / "state.safetensors")
-        digest = _digest(temporary / "state.safetensors")
-        write_text(temporary / "state.json", json.dumps({"sha256": digest, "state": structure}))
-        with open(temporary / "state.safetensors", "rb") as file:
-            os.fsync(file.fileno())
-        shutil.rmtree(folder, ignore_errors=True)
-        temporary.rename(folder)
+        if first:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        if parts:
+            ranks.wait()
+            _save_part(temporary / PARTS, parts)
+            ranks.wait()
+        if first:
+            save_file({name: x for name, x in tensors.items() if name not in parts}, temporary / WHOLE)
+            with open(temporary / WHOLE, "rb") as file:
+                os.fsync(file.fileno())
+            digests = {path.stem: path.read_text() for path in sorted(temporary.glob(f"{PARTS}/*.sha256"))}
+            if parts and len(digests) < ranks.world():
+                raise UserError(f"{folder}: {len(digests)} of {ranks.world()} ranks wrote their part; --out must be "
+                                "on a file system that all of them share")  # fmt: skip
+            about = {"sha256": _digest(temporary / WHOLE), "parts": digests, "state": structure}
+            write_text(temporary / ABOUT, json.dumps(about))
+            shutil.rmtree(folder, ignore_errors=True)
+            temporary.rename(folder)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if first:
+            shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
+def _save_part(folder: Path, parts: dict[str, Any]) -> None:
+    """Write what this rank holds of `parts`, and the sum of the file beside it."""
+    from torch.distributed.checkpoint import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint import save as save_parts
+
+    save_parts(parts, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
+    for mine in folder.glob(f"shard-{ranks.rank() + 1:05d}-*.safetensors"):
+        (folder / f"{mine.name}.sha256").write_text(_digest(mine))
+
+
 def load(folder: Path) -> Any:
-    """Read what `save` wrote; UserError naming the folder when it is damaged."""
+    """Read what `save` wrote, whole; UserError naming the folder when it is damaged."""
     fix = "remove that folder to go back to the checkpoint before it"
     try:
-        about = json.loads((folder / "state.json").read_text())
-        structure, digest = about["state"], about["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder}: damaged checkpoint, state.json is unreadable ({error}); {fix}") from error
+        about = json.loads((folder / ABOUT).read_text())
+        structure = about["state"]
+        digests = {WHOLE: about["sha256"]} | {f"{PARTS}/{name}": sum for name, sum in about.get("parts", {}).items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder}: damaged checkpoint, {ABOUT} is unreadable ({error}); {fix}") from error
+    name = WHOLE
     try:
-        found = _digest(folder / "state.safetensors")
-        if found != digest:
-            raise UserError(f"{folder}: damaged checkpoint, state.safetensors does not match its checksum; {fix}")
-        return restore(structure, load_file(folder / "state.safetensors"))
+        for name, digest in digests.items():
+            if _digest(folder / name) != digest:
+                raise UserError(f"{folder}: damaged checkpoint, {name} does not match its checksum; {fix}")
+        tensors = load_file(folder / WHOLE)
+        if len(digests) > 1:
+            tensors |= _load_parts(folder / PARTS)
+        return restore(structure, tensors)
     except (OSError, KeyError, ValueError) as error:
-        raise UserError(f"{folder}: damaged checkpoint, state.safetensors is unreadable ({error}); {fix}") from error
+        raise UserError(f"{folder}: damaged checkpoint, {name} is unreadable ({error}); {fix}") from error
+
+
+def _load_parts(folder: Path) -> dict[str, Tensor]:
+    """All tensors that ranks wrote parts of, put together."""
+    from torch.distributed.checkpoint import HuggingFaceStorageReader
+    from torch.distributed.checkpoint import load as load_parts
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+    held = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    found: dict[str, Any] = {
+        name: torch.empty(about.size, dtype=about.properties.dtype)
+        for name, about in held.items()
+        if isinstance(about, TensorStorageMetadata)
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that one process reads, which is what is meant
+        load_parts(found, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=True)
+    return found
 
 
 def _digest(path: Path) -> str:

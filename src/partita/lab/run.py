@@ -153,12 +153,6 @@ class FolderRun(Run):
         held = {name: part.state_dict() for name, part in state.items()}
         if not ranks.alike(list(held.get("policy", {}).values())):
             raise UserError(f"step {self.step}: the ranks' policies are no longer the same; --resume {self.folder}")
-        if ranks.rank() == 0:
-            self._write(held)
-        else:
-            checkpoint.give(held)
-
-    def _write(self, held: Mapping[str, Any]) -> None:
         spent = self._spent + time.perf_counter() - self._started
         about = {"step": self.step, "seconds": spent, "reached": self.reached}
         target = self.folder / "checkpoints" / f"step_{self.step:08d}"
@@ -168,7 +162,7 @@ class FolderRun(Run):
             raise UserError(
                 f"{target}: cannot be written: {error.strerror}; free some space and --resume {self.folder}"
             ) from error
-        for old in self.checkpoints()[:-KEEP]:
+        for old in self.checkpoints()[:-KEEP] if ranks.rank() == 0 else ():
             _remove(old)
 
     def _restore(self, state: Mapping[str, Stateful]) -> None:
