@@ -17,9 +17,9 @@ def tables(folder: Path) -> str:
     """The results in a folder as tables: medians with the least and the largest, then the ratios."""
     out = [
         "# Benchmarks", "",
-        "Both sides in one run, each in its own environment, taking turns; medians of at least five runs with the",
-        "least and the largest. `make bench` repeats them; `benchmarks/README.md` says what each side runs. Written by",
-        "`scripts/make_docs.py` from `benchmarks/results`; [the same in pictures](benchmark-charts.md).", "",
+        "Both sides in one run, each in its own environment, taking turns; medians, with the least and the largest, of",
+        "as many runs as each table says. `make bench` repeats them; `benchmarks/README.md` says what each side runs.",
+        "Written by `scripts/make_docs.py` from `benchmarks/results`; [the same in pictures](benchmark-charts.md).", "",
     ]  # fmt: skip
     for path in sorted(folder.glob("*.json")):
         found = json.loads(path.read_text())

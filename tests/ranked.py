@@ -120,8 +120,9 @@ def reopen(folder: Path) -> None:
 def torchrun(count: int, *words: str) -> subprocess.CompletedProcess[str]:
     """`partita` as so many ranks.
 
-    On a busy machine gloo aborts now and then where ranks meet or part ("terminate called without an active
-    exception", one in some thirty starts). A run that goes on from a checkpoint is then started once more.
+    On a busy machine a rank has aborted twice, in C++, nobody knows where ("terminate called without an active
+    exception"); it could not be repeated in fifty tries. A run that goes on from a checkpoint is then started once
+    more, and the warning says where Python was.
     """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
     command += ["-m", "partita", *words]

@@ -32,11 +32,10 @@ WHOLE, PARTS, ABOUT = "state.safetensors", "parts", "state.json"
 def flatten(state: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
     """Move the tensors of a nested state into `tensors`, leaving their names in a structure that JSON can hold.
 
-    Shards stay what and where they are; all else is copied to the CPU.
+    They stay where they are and what they are, parts too.
     """
     if isinstance(state, Tensor):
-        held = state.detach()
-        tensors[path] = held if is_shard(held) else held.to("cpu", copy=True).contiguous()
+        tensors[path] = state.detach()
         return {TENSOR: path}
     if isinstance(state, Mapping):
         return {str(k): flatten(v, tensors, f"{path}/{k}") for k, v in state.items()}
@@ -77,7 +76,8 @@ def save(folder: Path, state: Any) -> None:
             _save_part(temporary / PARTS, parts)
             ranks.wait()
         if first:
-            save_file({name: x for name, x in tensors.items() if name not in parts}, temporary / WHOLE)
+            rest = {name: x for name, x in tensors.items() if name not in parts}
+            save_file({name: x.to("cpu", copy=True).contiguous() for name, x in rest.items()}, temporary / WHOLE)
             with open(temporary / WHOLE, "rb") as file:
                 os.fsync(file.fileno())
             digests = {path.stem: path.read_text() for path in sorted(temporary.glob(f"{PARTS}/*.sha256"))}
@@ -110,7 +110,7 @@ def load(folder: Path) -> Any:
     try:
         about = json.loads((folder / ABOUT).read_text())
         structure = about["state"]
-        digests = {WHOLE: about["sha256"]} | {f"{PARTS}/{name}": sum for name, sum in about.get("parts", {}).items()}
+        digests = {WHOLE: about["sha256"]} | {f"{PARTS}/{k}": v for k, v in about.get("parts", {}).items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder}: damaged checkpoint, {ABOUT} is unreadable ({error}); {fix}") from error
     name = WHOLE
