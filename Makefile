@@ -54,6 +54,7 @@ bench: $(READY)
 	for bench in $(SUITE); do $(BIN)/python benchmarks/run.py $$bench || exit 1; done
 	$(BIN)/python benchmarks/compare.py
 	$(BIN)/python benchmarks/anchors.py
+	$(BIN)/python benchmarks/anatomy.py
 
 clean:
 	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache

@@ -19,14 +19,16 @@ def tables(folder: Path) -> str:
         "# Benchmarks", "",
         "Both sides in one run, each in its own environment, taking turns; medians, with the least and the largest, of",
         "as many runs as each table says. `make bench` repeats them; `benchmarks/README.md` says what each side runs.",
-        "Written by `scripts/make_docs.py` from `benchmarks/results`; [the same in pictures](benchmark-charts.md).", "",
+        "Written by `scripts/make_docs.py` from `benchmarks/results`; [the same in pictures](benchmark-charts.md).",
+        "[What takes the time](speed.md) says why, where a target is missed and where time grows with size.", "",
+        *glance(folder),
     ]  # fmt: skip
     for path in sorted(folder.glob("*.json")):
         found = json.loads(path.read_text())
         out += [f"## {path.stem}", ""]
         about = machine(found)
         if "cases" in found:
-            out += (overhead if "arms" in found["cases"][0] else shares)(found, about)
+            out += CASES[found["benchmark"]](found, about)
             continue
         out += [f"{found['date']}, commit {found['commit']}, {found['repeats']} runs a side. Machine: {about}.", ""]
         for measure in dict.fromkeys(side["measure"] for side in found["sides"]):
@@ -39,13 +41,26 @@ def tables(folder: Path) -> str:
                 out.append(f"| `{side['side']}` | " + " | ".join(cells) + " |")
             out.append("")
         out += ["| ours / theirs | of | ratio | target |", "|---|---|---|---|"]
-        for r in found["ratios"]:
-            target = "none" if r["met"] is None else f"{r['target']}: {'met' if r['met'] else 'not met'}"
-            pair = f"`{r['ours']}` / " + (f"`{r['theirs']}`" if r["theirs"] else "limit")
-            out.append(f"| {pair} | {r['field']} | {short(r['ratio'])} | {target} |")
+        out += [row(r) for r in found["ratios"]]
         out += ["", "Settings:", ""]
         out += [f"- `{s['side']}`: {s['settings']}" for s in found["sides"]] + [""]
     return "\n".join(out)
+
+
+def glance(folder: Path) -> list[str]:
+    """Every target, and whether it is met, in one table."""
+    out = ["## All targets", "", "| benchmark | ours / theirs | of | ratio | target |", "|---|---|---|---|---|"]
+    for path in sorted(folder.glob("*.json")):
+        found = json.loads(path.read_text())
+        out += [f"| [{path.stem}](#{path.stem}) {row(r)}" for r in found.get("ratios", ()) if r["met"] is not None]
+    return [*out, ""]
+
+
+def row(r: dict) -> str:
+    """A ratio, the target for it, and whether that is met, as cells."""
+    target = "none" if r["met"] is None else f"{r['target']}: {'met' if r['met'] else 'not met'}"
+    pair = f"`{r['ours']}` / " + (f"`{r['theirs']}`" if r["theirs"] else "limit")
+    return f"| {pair} | {r['field']} | {short(r['ratio'])} | {target} |"
 
 
 def machine(found: dict) -> str:
@@ -79,3 +94,31 @@ def shares(found: dict, about: str) -> list[str]:
         goal = f"{case['target']}: {'met' if case['met'] else 'not met'}"
         out.append(f"| {case['case']} | {' | '.join(cells)} | {goal} |")
     return [*out, ""]
+
+
+def anatomy(found: dict, about: str) -> list[str]:
+    """Where the time of an update goes, as a table."""
+    out = [
+        f"{found['date']}, commit {found['commit']}. Machine: {about}.", "",
+        "Milliseconds of a call, and its share of the loop; then of what, by torch's profiler, a call is made: matrix",
+        "products, other operators, autograd between them, and all else (Python, and in `simulator` MuJoCo). Watched,",
+        "a call is slower, the more so the smaller its operators are. `benchmarks/anatomy.py` says how.", "",
+        "| case | piece | of the loop | ms | products | operators | autograd | between | ms, watched "
+        "| calls of operators | GFLOP/s of products, of the machine |", "|---" * 11 + "|",
+    ]  # fmt: skip
+    for case in found["cases"]:
+        cells = [f"{case['share']:.0%}", short(case["whole"])]
+        cells += ["" if case[k] is None else f"{case[k]:.0%}" for k in PARTS]
+        cells += [known(case["watched"]), known(case["count"])]
+        rates = f"{known(case['gflops'])}, {short(case['matmul_gflops'])}"
+        out.append(f"| {case['case']} | {case['piece']} | {' | '.join(cells)} | {rates} |")
+    return [*out, ""]
+
+
+def known(value: float | None) -> str:
+    """The number, or nothing where a compiled program does not tell it."""
+    return "" if value is None else short(value)
+
+
+PARTS = ("products", "operators", "autograd", "between")
+CASES = {"compare": overhead, "anchors": shares, "anatomy": anatomy}

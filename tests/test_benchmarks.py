@@ -10,11 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks import cheetah, protocol, replay, run, scaling, starting  # noqa: E402
+from benchmarks import anatomy, cheetah, protocol, replay, run, scaling, starting  # noqa: E402
 from benchmarks.charts import Bar, best, chart, charts, sides  # noqa: E402
 from benchmarks.jobs import Limit, Measure, Side, Target  # noqa: E402
 from benchmarks.tables import tables  # noqa: E402
@@ -112,9 +113,10 @@ def test_results_tell_ours_from_peers_and_from_floors(pretended: Path):
 
 def test_results_become_tables_and_pictures(pretended: Path):
     page = tables(pretended)
-    assert "| `partita` / limit | peak_mb | 2 | 10 <= 5: not met |" in page and "`slow`" in page
+    assert page.count("| `partita` / limit | peak_mb | 2 | 10 <= 5: not met |") == 2 and "`slow`" in page
+    assert "| [some](#some) | `partita` / `slow` | steps_per_second | 5.9 | >= 2.0: met |" in page
     drawn = charts(pretended)
-    assert drawn.count("<svg") == 2 and "(2.98 x quick)" in drawn and "3 runs a side" in drawn
+    assert drawn.count("<svg") == 2 and "(5.9 x slow)" in drawn and "quick)" not in drawn and "3 runs a side" in drawn
     assert sides(json.loads((pretended / "some.json").read_text()), "speed", "peak_mb")[3].role == "floor"
 
 
@@ -130,6 +132,7 @@ def test_bars_of_what_was_never_reached_and_of_nothing():
     assert "<svg" in chart([Bar("a", 0.0, 0.0, 0.0)], "seconds")
     few = [Bar("a", 3.0, 3.0, 3.0, "peer"), Bar("b", 5.0, 5.0, 5.0, "peer"), Bar("c", 9.0, 9.0, 9.0, "floor")]
     assert best(few, "steps_per_second") == few[1] and best(few, "seconds") == few[0]
+    assert best(few, "seconds", ("b",)) == few[1]
 
 
 @pytest.mark.parametrize("flags", [(), ("--normalise",)])
@@ -218,3 +221,43 @@ def test_rates_count_what_came_after_the_warm_up():
 def test_sizes_grow():
     for several in (scaling.ENVIRONMENTS, scaling.RESPONSES, scaling.TRANSITIONS):
         assert list(several) == sorted(several)
+
+
+def test_a_call_is_taken_apart():
+    """Two products of (8, 4) and (4, 2): forwards, and back to the weights; 2 x 8 x 4 x 2 operations each."""
+    weights, rows = torch.ones(4, 2, requires_grad=True), torch.ones(8, 4)
+    piece = anatomy.Piece(compiled=False)
+    timed = piece.around(lambda: (rows @ weights).square().sum().backward())
+    for _ in range(anatomy.SKIPPED + anatomy.WATCHED + 3):
+        timed()
+    found = piece.found()
+    assert piece.flops == anatomy.COUNTED * 2 * 2 * 8 * 4 * 2 and found["calls"] == 3 and found["count"] > 4
+    assert sum(found[name] for name in anatomy.SHARES) == pytest.approx(1)
+    assert all(found[name] > 0 for name in ("whole", "products", "operators", "autograd")) and 0 < found["share"] <= 1
+
+
+def test_a_call_counts_when_no_other_is_watched_any_more():
+    inner = anatomy.Piece(compiled=True)
+    outer = anatomy.Piece(compiled=False, kin=inner.kin)
+    within = inner.around(lambda: None)
+    timed = outer.around(within)
+    for _ in range(anatomy.SKIPPED + anatomy.WATCHED + 2):
+        timed()
+    assert len(outer.spans) == len(inner.spans) == 2
+
+
+def test_what_is_taken_apart_is_where_it_is_looked_for():
+    for case in anatomy.CASES.values():
+        assert importlib.import_module(f"benchmarks.ours.{case.script}").main
+        for where in case.places.values():
+            place, attribute = anatomy.owner(*where)
+            assert callable(getattr(place, attribute))
+
+
+def test_a_compiled_call_has_no_operators():
+    piece = anatomy.Piece(compiled=True)
+    timed = piece.around(lambda: torch.ones(2))
+    for _ in range(anatomy.SKIPPED + anatomy.WATCHED + 1):
+        timed()
+    found = piece.found()
+    assert not piece.seen and found["operators"] is None and found["whole"] > 0
