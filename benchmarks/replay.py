@@ -1,7 +1,7 @@
 """The benchmarks of learning from replay: what every side of `sac`, `offline` and `sac-curves` does.
 
     python benchmarks/run.py sac             # SAC updates a second: Partita, SB3, SBX, two loops of our own writing
-    python benchmarks/run.py offline         # TD3+BC and IQL updates a second: Partita, d3rlpy
+    python benchmarks/run.py offline         # TD3+BC and IQL updates a second: Partita, d3rlpy, a loop in eager torch
     python benchmarks/run.py sac-curves      # evaluation curves of SAC: Partita, SB3
 
 **Speed.** Observations of 17 and actions of 6 numbers (HalfCheetah's), networks with two hidden layers of 256 and ReLU,
@@ -236,6 +236,7 @@ def _offline(algorithm: str, name: str, threads: int) -> Measure:
     sides = (
         *_ours("partita_offline", *args),
         _side("d3rlpy", "d3rlpy", "d3rlpy_offline", *args),
+        _side("corl-style", "d3rlpy", "corl_style_offline", *args),
     )
     return Measure(f"{algorithm}-{name}", FIELDS, sides)
 
@@ -276,9 +277,10 @@ TARGETS: dict[str, tuple[Target | Limit, ...]] = {
     + tuple(Limit(name, "share", ours, least=0.7) for name in THREADS for ours in OURS_AS)
     + tuple(Target("one-thread", "cpu_seconds", "partita", peer) for peer in ("sb3", "sbx", "sbx-64")),
     "offline": tuple(
-        Target(measure.name, "updates_per_second", ours, "d3rlpy", least=3.0)
+        Target(measure.name, "updates_per_second", ours, peer, least=3.0)
         for measure in BENCHMARKS["offline"]
         for ours in OURS_AS
+        for peer in ("d3rlpy", "corl-style")
     ),
     "sac-curves": tuple(
         NoWorse(name, "area", ours, theirs)

@@ -4,7 +4,7 @@
     python benchmarks/run.py grpo --only short       # tokens a second and memory: Partita, TRL
     python benchmarks/run.py dpo                     # pairs a second and memory: Partita, TRL
     python benchmarks/run.py sac                     # updates a second: Partita, SB3, SBX and two lean loops
-    python benchmarks/run.py offline                 # updates a second of TD3+BC and IQL: Partita, d3rlpy
+    python benchmarks/run.py offline                # updates a second of TD3+BC and IQL: Partita, d3rlpy, a plain loop
     python benchmarks/run.py sac-curves              # area under evaluation curves: Partita, SB3
     python benchmarks/run.py planning                # seconds to 1e-8 on 10,000 states: Partita, plain SciPy
     python benchmarks/run.py halfcheetah             # PPO steps a second: Partita, SB3, a loop in eager torch

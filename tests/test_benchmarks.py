@@ -174,6 +174,27 @@ def test_transitions_come_in_other_sizes(monkeypatch, capsys):
     assert found["transitions"] == 3_000 and found["microseconds"] >= 0
 
 
+@pytest.mark.parametrize("algorithm", ["td3_bc", "iql"])
+def test_the_plain_loops_of_logged_data_move_every_network(monkeypatch, algorithm):
+    script = importlib.import_module("benchmarks.peers.corl_style_offline")
+    made = replay.transitions(0, replay.Size(3_000))
+    monkeypatch.setattr(script, "transitions", lambda seed: made)
+    monkeypatch.setattr(script, "TRANSITIONS", 3_000)
+    torch.manual_seed(0)
+    learner, data = script.TD3BC() if algorithm == "td3_bc" else script.IQL(), script.Data(0)
+    networks = [
+        n for x in vars(learner).values() for n in (x if isinstance(x, list) else [x]) if hasattr(n, "parameters")
+    ]
+    before = [[p.clone() for p in n.parameters()] for n in networks]
+    for _ in range(script.DELAY):
+        learner.update(data)
+    assert len(networks) == (6 if algorithm == "td3_bc" else 4)
+    for old, network in zip(before, networks, strict=True):
+        assert all(
+            bool((a != b).any()) and bool(b.isfinite().all()) for a, b in zip(old, network.parameters(), strict=True)
+        )
+
+
 def test_a_start_is_timed_until_its_sign(monkeypatch, tmp_path):
     monkeypatch.setattr(starting, "whole", lambda *_: {"seconds": 0.01, "cpu_seconds": 0.01})
     sign = tmp_path / "sign"
