@@ -41,11 +41,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.run import RESULTS, call, commit  # noqa: E402
+from benchmarks.tables import PARTS  # noqa: E402
 
 SKIPPED, COUNTED = 3, 2  # calls before all others, and of how many of them operations are counted
 WATCHED = 6  # calls by the profiler, before those on the clock
 PRODUCTS = frozenset(f"aten::{name}" for name in ("mm", "addmm", "addmm_", "bmm", "baddbmm", "baddbmm_", "mv", "addmv"))
-SHARES = ("products", "operators", "autograd", "between")
 MINIBATCH = ("partita.loops.descent", "Descent.__call__")
 SEGMENT = ("partita.parts.rollout.segments", "play")
 BLOCKS = ("partita.parts.rollout.segments", "Blocks.__call__")
@@ -160,9 +160,9 @@ class Piece:
             "share": sum(durations) / (max(times) - min(times)),
         }  # fmt: skip
         if self.compiled:
-            return row | dict.fromkeys(("watched", *SHARES, "count", "gflops"))
-        usual = {name: statistics.median(call[name] for call in self.seen) for name in ("watched", "count", *SHARES)}
-        shares = {name: usual[name] / usual["watched"] for name in SHARES[:-1]}
+            return row | dict.fromkeys(("watched", *PARTS, "count", "gflops"))
+        usual = {name: statistics.median(call[name] for call in self.seen) for name in ("watched", "count", *PARTS)}
+        shares = {name: usual[name] / usual["watched"] for name in PARTS[:-1]}
         shares["between"] = 1 - sum(shares.values())
         return row | shares | {
             "watched": 1e3 * usual["watched"], "count": usual["count"],
@@ -209,7 +209,7 @@ def main(argv: list[str] | None = None) -> int:
     for name in CASES:
         for row in call(sys.executable, "benchmarks.anatomy", ["--case", name])["pieces"]:
             rows.append(row)
-            shown = (f"{k} {row[k]:.3g}" for k in ("whole", "watched", "share", *SHARES) if row[k])
+            shown = (f"{k} {row[k]:.3g}" for k in ("whole", "watched", "share", *PARTS) if row[k])
             print(f"{name:26} {row['piece']:10} {'  '.join(shown)}", flush=True)
     about = {"benchmark": "anatomy", "date": datetime.date.today().isoformat(), "commit": commit()}
     args.out.parent.mkdir(parents=True, exist_ok=True)

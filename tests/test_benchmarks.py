@@ -253,7 +253,7 @@ def test_a_call_is_taken_apart():
         timed()
     found = piece.found()
     assert piece.flops == anatomy.COUNTED * 2 * 2 * 8 * 4 * 2 and found["calls"] == 3 and found["count"] > 4
-    assert sum(found[name] for name in anatomy.SHARES) == pytest.approx(1)
+    assert sum(found[name] for name in anatomy.PARTS) == pytest.approx(1)
     assert all(found[name] > 0 for name in ("whole", "products", "operators", "autograd")) and 0 < found["share"] <= 1
 
 
