@@ -1,13 +1,12 @@
 """Recipes on TRL's DPOTrainer: as TRL where the recipe is TRL's, as our parts say elsewhere, or refused in words."""
 
 import copy
-import os
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
 import torch
+from trl_runs import apart, trl
 
 from partita.core import registry
 from partita.core.batch import Batch, Outputs
@@ -18,9 +17,6 @@ from partita.parts.contrast import Direct
 from partita.parts.reference import Ema
 from partita.policies.language import Language
 
-if find_spec("trl"):  # read when it is imported; other tests are to find the environment as it was
-    os.environ.update(HF_HUB_OFFLINE="1", TRL_EXPERIMENTAL_SILENCE="1", TQDM_DISABLE="1")
-trl = pytest.importorskip("trl", reason="TRL is not installed; `make peers` runs these")
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore")]
 
 from datasets import Dataset  # noqa: E402
@@ -65,11 +61,6 @@ def trained(*args, **kwargs):
     out = trainer(*args, **kwargs)
     out.train()
     return out
-
-
-def apart(a, b):
-    """The largest difference between the weights of two models."""
-    return max(float((x - y).detach().abs().max()) for x, y in zip(a.parameters(), b.parameters(), strict=True))
 
 
 def moved(one):
