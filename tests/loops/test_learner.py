@@ -115,12 +115,17 @@ def test_gradients_of_any_layout_move_parameters_alike():
 
 
 @pytest.mark.parametrize(("limit", "gradient"), [(None, [3.0, -4.0]), (1.0, [3.0, -4.0]), (9.0, [3.0, -4.0])])
-def test_the_step_spelt_out_is_the_kernels(limit, gradient):
-    ends = []
+@pytest.mark.parametrize("changes", [{}, {"betas": (0.0, 0.99)}, {"betas": (0.9, 0.999), "after": 20_000}])
+def test_the_step_spelt_out_is_the_kernels(limit, gradient, changes):
+    ends, changes = [], dict(changes)
+    after = changes.pop("after", 0)
     for kernel in (True, False):
         policy = Weights()
-        made = learner(policy, max_grad_norm=limit, weight_decay=0.1, eps=1e-2)
+        made = learner(policy, max_grad_norm=limit, weight_decay=0.1, eps=1e-2, **changes)
         made.kernel = kernel
+        made.tensors()
+        for moments in made.moments.values():
+            moments["step"].fill_(after)
         for scale in (1.0, -0.5, 2.0):
             give(policy, [scale * x for x in gradient], [12.0 * scale])
             norm = made.apply()

@@ -2,10 +2,10 @@
 
 import math
 
-import agents
 import pytest
 import torch
 
+import agents
 from partita.core.errors import UserError
 from partita.core.spaces import Discrete
 from partita.core.store import Store

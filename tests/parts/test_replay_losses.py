@@ -2,10 +2,10 @@
 
 import math
 
-import agents
 import pytest
 import torch
 
+import agents
 from partita.core.errors import UserError
 from partita.parts.actor import Clone, DeterministicActor, SoftActor, WeightedClone
 from partita.parts.critic import ClippedDoubleQ, FromValue, GreedyQ, SoftQ

@@ -31,6 +31,16 @@ def test_members_may_read_their_own_rows():
     torch.testing.assert_close(stack(x), torch.stack([stack(x[0])[0], stack(x[1])[1]]))
 
 
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_the_first_members_may_be_asked_alone(activation):
+    stack = Stack(3, [3, 8, 2], activation, torch.Generator().manual_seed(0))
+    x = torch.randn(6, 3)
+    for first in (1, 2, 3, 4):
+        torch.testing.assert_close(stack(x, first=first), stack(x)[:first])
+    stack(x, first=2).sum().backward()
+    assert all(w.grad[:2].abs().sum() > 0 and w.grad[2].abs().sum() == 0 for w in stack.weights)
+
+
 def test_gradients_reach_each_member_alone():
     stack = Stack(3, [2, 4, 1], "relu", torch.Generator().manual_seed(0))
     stack(torch.randn(7, 2))[1].sum().backward()

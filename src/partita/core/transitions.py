@@ -60,6 +60,11 @@ class Transitions:
         chosen = {name: value[rows] for name, value in held.items() if value is not None}
         return replace(self, **chosen, extra={name: value[rows] for name, value in self.extra.items()})
 
+    def split(self, parts: int) -> list[Transitions]:
+        """As many batches of equal length, one after the other; views."""
+        columns = {name: column.unflatten(0, (parts, -1)).unbind(0) for name, column in self.columns().items()}
+        return [self.over({name: each[i] for name, each in columns.items()}) for i in range(parts)]
+
     def mean(self, values: Tensor) -> Tensor:
         """The weighted mean over steps of values (..., N): sum_i w_i x_i / N, scalar for (N,)."""
         return (values if self.weight is None else values * self.weight).mean(-1)

@@ -28,7 +28,7 @@ class Learners:
     """An optimiser for every network of a policy that learns, and the parameters that lag behind."""
 
     def __init__(self, recipe: OffPolicy, agent: Agent) -> None:
-        self.learners: dict[str, Learner] = {}
+        self.agent, self.learners = agent, dict[str, Learner]()
         self.named: dict[str, dict[str, Any]] = {}
         everything = agent.policy.trainable()
         for name in NETWORKS:
@@ -72,6 +72,7 @@ class Learners:
                 averaged(each)  # before they are joined, which need not be linear
             gradients = part.join(found)
         self.learners[name].move(list(self.named[name]), gradients)
+        self.agent.moved(name)
 
     def state_dict(self) -> dict[str, Any]:
         return {**{name: learner.state_dict() for name, learner in self.learners.items()}, "lagged": list(self.lagged)}
@@ -95,6 +96,14 @@ def improve(recipe: OffPolicy, agent: Agent, learners: Learners, batch: Transiti
 
 def _update(recipe: OffPolicy, agent: Agent, learners: Learners, batch: Transitions) -> Notes:
     """What of an update is arithmetic on tensors alone."""
+    with agent.update():
+        seen = _losses(recipe, agent, learners, batch)
+    recipe.target(learners.lagged, learners.learnt, agent.count)
+    return seen
+
+
+def _losses(recipe: OffPolicy, agent: Agent, learners: Learners, batch: Transitions) -> Notes:
+    """A step of every network that is due, down its loss."""
     seen: Notes = {}
     if recipe.value is not None:
         loss, notes = recipe.value(agent, batch)
@@ -116,7 +125,6 @@ def _update(recipe: OffPolicy, agent: Agent, learners: Learners, batch: Transiti
         learners.move("actor", loss, recipe.actor)
         learners.hold("critic", False)
         seen |= {"actor_loss": loss.detach(), **notes}
-    recipe.target(learners.lagged, learners.learnt, agent.count)
     return seen
 
 

@@ -31,6 +31,8 @@ from partita.parts.value import Value
 from partita.policies.agent import Agent
 from partita.policies.feed_forward import FeedForwardPolicy
 
+AHEAD = 64  # batches that are gathered together where nothing changes in between what they are drawn from
+
 
 @dataclass(frozen=True)
 class OffPolicy(Learned):
@@ -226,18 +228,25 @@ def steps(
     recipe: OffPolicy, agent: Agent, learners: Learners, store: Store, collector: Collector | None, run: Run
 ) -> tuple[Transitions, dict[str, torch.Tensor]]:
     """The updates of one step of the loop, and the steps of environments that go with them; the last batch, notes."""
-    assert recipe.batch_size is not None
     seen: dict[str, torch.Tensor] = {}
     if collector is not None:
         while collector.lived < recipe.start:
             collector.step(None)
         first = collector.lived
-    for count in range(recipe.updates):
+    ahead = 1 if collector is not None or recipe.replay.learns else AHEAD
+    for count in range(0, recipe.updates, ahead):
         while collector is not None and (collector.lived - first) * recipe.ratio <= count:
             collector.step(recipe.explore)
-        index, weight = recipe.replay(store, recipe.batch_size, run.generators["replay"])
-        batch = store.take(index, recipe.discount, recipe.n_step).but(weight=weight)
-        seen |= improve(recipe, agent, learners, batch)
-        if recipe.replay.learns and "error" in seen:
-            recipe.replay.learn(index, seen["error"])
+        for batch in drawn(recipe, store, min(ahead, recipe.updates - count), run.generators["replay"]):
+            seen |= improve(recipe, agent, learners, batch)
+            if recipe.replay.learns and "error" in seen:
+                recipe.replay.learn(batch.need("index"), seen["error"])
     return batch, seen
+
+
+def drawn(recipe: OffPolicy, store: Store, count: int, generator: torch.Generator) -> list[Transitions]:
+    """The batches of the next updates, gathered together."""
+    assert recipe.batch_size is not None
+    rows, weights = zip(*(recipe.replay(store, recipe.batch_size, generator) for _ in range(count)), strict=True)
+    batch = store.take(torch.cat(rows), recipe.discount, recipe.n_step)
+    return batch.but(weight=None if weights[0] is None else torch.cat(weights)).split(count)

@@ -114,7 +114,7 @@ class DeterministicActor(Actor):
         return None
 
     def __call__(self, agent: Agent, batch: Transitions) -> tuple[Tensor, Notes]:
-        q = agent.q(batch.obs, agent.mode(batch.obs))[0]
+        q = agent.q(batch.obs, agent.mode(batch.obs), first=1)[0]
         loss = -batch.mean(q)
         if self.scale is not None:
             loss = loss * (self.scale / q.detach().abs().mean())

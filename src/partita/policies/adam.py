@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -100,22 +101,25 @@ class Adam:
                     "exp_avg_sq": torch.zeros_like(parameter),
                 }
 
-    def _spelt(self, parameter: Tensor, gradient: Tensor, step: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor) -> None:
-        first, second = self.betas
-        step.add_(1)
-        exp_avg.lerp_(gradient, 1 - first)
-        exp_avg_sq.lerp_(gradient * gradient, 1 - second)
-        ahead = exp_avg / (1 - first**step)
-        spread = (exp_avg_sq / (1 - second**step)).sqrt() + self.eps
-        kept = parameter if self.weight_decay == 0 else parameter * (1 - self._rate * self.weight_decay)
-        parameter.copy_(kept - self._rate * ahead / spread)
+    def _spelt(
+        self, held: Sequence[tuple[str, Parameter]], gradients: Sequence[Tensor], moments: Sequence[dict[str, Tensor]]
+    ) -> None:
+        """The step in operations that a compiler joins. What depends on the count alone is one tensor for everything:
+        it is then found once, not again beside every few numbers of a parameter."""
+        count = torch.stack([moment["step"].add_(1) for moment in moments]).double()
+        first, second = (1 - (count * (math.log(beta) if beta else -math.inf)).exp() for beta in self.betas)
+        pace, width = (self._rate / first).float(), second.rsqrt().float()
+        for i, ((_, parameter), gradient, moment) in enumerate(zip(held, gradients, moments, strict=True)):
+            mean = moment["exp_avg"].lerp_(gradient, 1 - self.betas[0])
+            square = moment["exp_avg_sq"].lerp_(gradient * gradient, 1 - self.betas[1])
+            kept = parameter if self.weight_decay == 0 else parameter * (1 - self._rate * self.weight_decay)
+            parameter.copy_(kept - pace[i] * mean / (square.sqrt() * width[i] + self.eps))
 
     def _step(self, held: list[tuple[str, Parameter]], gradients: list[Tensor]) -> None:
         self._ready(name for name, _ in held)
         moments = [self.moments[name] for name, _ in held]
         if not self.kernel:
-            for (_, parameter), gradient, moment in zip(held, gradients, moments, strict=True):
-                self._spelt(parameter, gradient, **moment)
+            self._spelt(held, gradients, moments)
             return
         steps = [m["step"] for m in moments]
         torch._foreach_add_(steps, 1)

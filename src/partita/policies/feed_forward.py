@@ -127,12 +127,16 @@ class FeedForwardPolicy(Policy):
 
     # -- values ---------------------------------------------------------------------------------------------------
 
-    def q(self, obs: Tensor, action: Tensor | None = None, networks: Networks | None = None) -> Tensor:
+    def q(
+        self, obs: Tensor, action: Tensor | None = None, networks: Networks | None = None, first: int | None = None
+    ) -> Tensor:
         """Q_k(s, a) of every critic, (K, N); of every discrete action, (K, N, n), where none is given."""
-        return self.raw(obs, action, networks)[..., 0]
+        return self.raw(obs, action, networks, first)[..., 0]
 
-    def raw(self, obs: Tensor, action: Tensor | None = None, networks: Networks | None = None) -> Tensor:
-        """All `outputs` numbers of the critics, (K, N, outputs) or (K, N, n, outputs).
+    def raw(
+        self, obs: Tensor, action: Tensor | None = None, networks: Networks | None = None, first: int | None = None
+    ) -> Tensor:
+        """All `outputs` numbers of the critics, (K, N, outputs) or (K, N, n, outputs); of the `first` alone if given.
 
             Q(s, a) = V(s) + A(s, a) - mean_b A(s, b)
 
@@ -143,8 +147,8 @@ class FeedForwardPolicy(Policy):
         read = self.features(obs)
         if isinstance(self.space, Box):
             assert action is not None
-            return critic(torch.cat((read, action), -1))
-        found = critic(read)
+            return critic(torch.cat((read, action), -1), first=first)
+        found = critic(read, first=first)
         if self.settings.dueling:
             found = found[..., :1] + found[..., 1:] - found[..., 1:].mean(-1, keepdim=True)
         table = found.unflatten(-1, (self.space.n, -1)) if isinstance(self.space, Discrete) else found

@@ -60,9 +60,11 @@ class _SpreadFeedForward(FeedForwardPolicy):
             return super().head(obs, networks)
         return gathered(super().head(obs[own_rows(len(obs))], networks), len(obs))
 
-    def raw(self, obs: Tensor, action: Tensor | None = None, networks: Networks | None = None) -> Tensor:
+    def raw(
+        self, obs: Tensor, action: Tensor | None = None, networks: Networks | None = None, first: int | None = None
+    ) -> Tensor:
         mine = own_rows(len(obs))
-        found = super().raw(obs[mine], None if action is None else action[mine], networks)
+        found = super().raw(obs[mine], None if action is None else action[mine], networks, first)
         return gathered(found.transpose(0, 1), len(obs)).transpose(0, 1)
 
     def v(self, obs: Tensor, networks: Networks | None = None) -> Tensor:

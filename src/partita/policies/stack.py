@@ -37,13 +37,16 @@ class Stack(nn.Module):
                 values.append(nn.Parameter(torch.empty(shape).uniform_(-bound, bound, generator=generator)))
         self._layers = tuple(self.weights), tuple(self.biases)  # a parameter list is slow to walk
 
-    def forward(self, x: Tensor, twice: bool = False) -> Tensor:
+    def forward(self, x: Tensor, twice: bool = False, first: int | None = None) -> Tensor:
         """(N, inputs), read by every member, or (members, N, inputs) -> (members, N, outputs).
 
-        twice: the result's gradient will be differentiated again, which the fast way cannot do.
+        twice: the result's gradient will be differentiated again, which the fast way cannot do. first: of so many
+        members alone, where there are more.
         """
-        x = x.expand(self.members, *x.shape) if x.dim() == 2 else x
         weights, biases = self._layers
+        if first is not None and first < self.members:
+            weights, biases = tuple(w[:first] for w in weights), tuple(b[:first] for b in biases)
+        x = x.expand(len(weights[0]), *x.shape) if x.dim() == 2 else x
         if self.fused and not twice:
             if not torch.is_grad_enabled():
                 return _through(self.rounded, x, list(weights), biases)[0]

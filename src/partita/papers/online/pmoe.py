@@ -92,7 +92,7 @@ class BestExpert(Actor):
         check_least("actor.weight", self.weight)
 
     def __call__(self, agent: Agent, batch: Transitions) -> tuple[Tensor, Notes]:
-        head, h = mixture(agent.policy), agent.policy.head(batch.obs)
+        head, h = mixture(agent.policy), agent.head(batch.obs)
         noise = agent.policy.noise((len(batch),), agent.generator)
         assert noise is not None
         action, logp = head.each(h, noise)
@@ -127,7 +127,7 @@ class GumbelMixture(Actor):
     def __call__(self, agent: Agent, batch: Transitions) -> tuple[Tensor, Notes]:
         noise = agent.policy.noise((len(batch),), agent.generator)
         assert noise is not None
-        action, logp = mixture(agent.policy).relaxed(agent.policy.head(batch.obs), noise, self.temperature)
+        action, logp = mixture(agent.policy).relaxed(agent.head(batch.obs), noise, self.temperature)
         q = pessimistic(agent.q(batch.obs, action))
         return batch.mean(agent.alpha * logp - q), {"entropy": -logp.detach().mean()}
 

@@ -44,9 +44,11 @@ class QuantilePolicy(FeedForwardPolicy):
         super().__init__(*about)
         self.utility, self.scale = utility, scale
 
-    def q(self, obs: Tensor, action: Tensor | None = None, networks: Networks | None = None) -> Tensor:
+    def q(
+        self, obs: Tensor, action: Tensor | None = None, networks: Networks | None = None, first: int | None = None
+    ) -> Tensor:
         """mean_i f(c + theta_i(s, c, a)) of every critic, (K, N); of every action, (K, N, n), where none is given."""
-        quantiles = self.raw(obs, action, networks)
+        quantiles = self.raw(obs, action, networks, first)
         if self.scale is None:
             return quantiles.mean(-1)
         stock = obs[:, -2] * self.scale
