@@ -31,9 +31,10 @@ class Table:
 
     def __init__(self, h, noise, critics, experts, alpha=0.5):
         self.h, self.critics, self.alpha, self.generator = h, critics, row(alpha)[0], None
-        self.policy = SimpleNamespace(
-            shape=Mixture(experts=experts), head=lambda obs: h, noise=lambda shape, generator: noise
-        )
+        self.policy = SimpleNamespace(shape=Mixture(experts=experts), noise=lambda shape, generator: noise)
+
+    def head(self, obs):
+        return self.h
 
     def q(self, obs, action):
         return torch.stack([critic(action[:, 0]) for critic in self.critics])

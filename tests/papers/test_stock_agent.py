@@ -69,7 +69,7 @@ def test_the_choice_by_hand(monkeypatch):
     task = Stocked(below=4.0, above=0.0, scale=2.0)
     policy = made(task)
     safe_or_not = torch.tensor([[1.0, 1.0], [0.0, 4.0], [-1.0, 9.0]])  # quantiles of three actions
-    monkeypatch.setattr(policy, "raw", lambda obs, action, networks: safe_or_not.expand(1, len(obs), 3, 2))
+    monkeypatch.setattr(policy, "raw", lambda obs, action, networks, first: safe_or_not.expand(1, len(obs), 3, 2))
     obs = torch.zeros(3, 5)
     obs[:, -2] = torch.tensor([-0.5, 0.5, -10.0])  # stocks -1, 1, -20
     # f = 4 min(x, 0): at -1: 0, -2, -4; at 1: 0, 0, 0; at -20 means count: -76, -72, -64
