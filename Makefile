@@ -49,7 +49,7 @@ docs: $(READY)
 	$(BIN)/mkdocs build --strict
 
 # Hours on a machine that nothing else may use meanwhile; `make bench SUITE=start-up` takes a part of it.
-SUITE := cartpole halfcheetah grpo dpo sac offline sac-curves planning start-up scaling
+SUITE := cartpole halfcheetah grpo dpo sac offline sac-curves offline-curves planning start-up scaling
 bench: $(READY)
 	for bench in $(SUITE); do $(BIN)/python benchmarks/run.py $$bench || exit 1; done
 	$(BIN)/python benchmarks/compare.py

@@ -72,10 +72,16 @@ def chart(bars: list[Bar], field: str) -> Markup:
         drawn.append(text(LEFT - 8, middle + 4, b.name, anchor="end"))
         drawn.append(text(end + 8, middle + 4, word, anchor="start"))
         said.append(f"{b.name} {word}")
-    height = 2 * TOP + ROW * len(bars)
-    svg = tag("svg", tag("title", f"{field}: {'; '.join(said)}"), *drawn, viewBox=f"0 0 {WIDTH} {height}", role="img")
     better = "more" if higher(field) else "less"
-    return tag("div", tag("p", tag("strong", field), f", {better} is better"), svg, class_="bars")
+    head = tag("p", tag("strong", field), f", {better} is better")
+    return picture(head, f"{field}: {'; '.join(said)}", drawn, len(bars))
+
+
+def picture(head: Markup, title: str, drawn: list[Markup], rows: int) -> Markup:
+    """Rows that have been drawn, under their heading; the title is what it says to those who do not see it."""
+    height = 2 * TOP + ROW * rows
+    svg = tag("svg", tag("title", title), *drawn, viewBox=f"0 0 {WIDTH} {height}", role="img")
+    return tag("div", head, svg, class_="bars")
 
 
 def sides(found: dict[str, Any], measure: str, field: str) -> list[Bar]:
@@ -103,10 +109,8 @@ def anatomy(pieces: list[dict[str, Any]]) -> Markup:
         drawn.append(text(LEFT - 8, y + ROW / 2 + 4, name, anchor="end"))
         drawn.append(text(WIDTH - RIGHT + 8, y + ROW / 2 + 4, word, anchor="start"))
         said.append(f"{name} {word}")
-    height = 2 * TOP + ROW * len(pieces)
-    svg = tag("svg", tag("title", "; ".join(said)), *drawn, viewBox=f"0 0 {WIDTH} {height}", role="img")
     legend = tag("p", tag("strong", "a call"), ": matrix products, other operators, autograd, all else (the lightest)")
-    return tag("div", legend, svg, class_="bars")
+    return picture(legend, "; ".join(said), drawn, len(pieces))
 
 
 def cases(found: dict[str, Any]) -> list[Markup]:

@@ -1,8 +1,9 @@
-"""The benchmarks of learning from replay: what every side of `sac`, `offline` and `sac-curves` does.
+"""The benchmarks of learning from replay: what every side of `sac`, `offline` and their curves does.
 
     python benchmarks/run.py sac             # SAC updates a second: Partita, SB3, SBX, two loops of our own writing
     python benchmarks/run.py offline         # TD3+BC and IQL updates a second: Partita, d3rlpy, a loop in eager torch
     python benchmarks/run.py sac-curves      # evaluation curves of SAC: Partita, SB3
+    python benchmarks/run.py offline-curves  # evaluation curves of TD3+BC and IQL: bfloat16 and float32
 
 **Speed.** Observations of 17 and actions of 6 numbers (HalfCheetah's), networks with two hidden layers of 256 and ReLU,
 two critics, batches of 256 drawn uniformly from 200,000 transitions that are there from the start: no environment is
@@ -34,10 +35,14 @@ with |pi| = 17*256 + 256*256 + 256*12 for SAC (mean and deviation; else 256*6), 
 **Curves.** Both sides: one environment, SAC at the settings of `CURVES`, an update a step. `area` is the mean return
 of the evaluations (actions without noise, new episodes each time), on the scale where 0 is uniformly random actions and
 1 is `good`. Not worse means that the 95% interval of the mean difference over paired seeds (Student's) reaches 0.
+
+**Curves from logged data.** TD3+BC and IQL at their defaults on recordings of native environments (`LOGGED`), which are
+the same for every seed; 1 is the scripted expert.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -107,6 +112,15 @@ def flops(algorithm: str, size: Size = Size()) -> int:
         "iql": 2 * critic + value + critics + 2 * value + value_back + learn_actor,
     }[algorithm]
     return round(2 * BATCH * count)
+
+
+def asked() -> argparse.ArgumentParser:
+    """The flags of a script that counts updates a second."""
+    flags = argparse.ArgumentParser()
+    flags.add_argument("--threads", type=int, default=1)
+    flags.add_argument("--seconds", type=float, default=4.0)
+    flags.add_argument("--seed", type=int, default=0)
+    return flags
 
 
 def limit(threads: int) -> None:
@@ -197,6 +211,30 @@ CURVES = {
 
 
 @dataclass(frozen=True)
+class Logged:
+    """What a learning curve from logged data is taken of.
+
+    size: steps of a recording by `behaviour`. After each `every` updates, the mean score of `episodes`.
+    """
+
+    algorithm: str
+    env: str
+    behaviour: str = "random:0.2,expert:0.8"
+    size: int = 20_000
+    updates: int = 4_000
+    every: int = 500
+    episodes: int = 50
+    lr: float = 1e-3
+
+
+LOGGED = {
+    f"{algorithm}-{env}": Logged(algorithm, env)
+    for algorithm in ("td3_bc", "iql")
+    for env in ("pendulum", "mountain_car_continuous")
+}
+
+
+@dataclass(frozen=True)
 class NoWorse(Target):
     """Ours is not worse than theirs on paired seeds: the interval of the difference reaches 0."""
 
@@ -252,12 +290,22 @@ def _curves(name: str) -> Measure:
     return Measure(name, ("area", "last", "seconds", "peak_mb"), sides)
 
 
+def _logged(name: str) -> Measure:
+    quick = ("--updates", "200", "--every", "100")
+    sides = (
+        _side("partita", None, "partita_logged", name, quick=quick),
+        _side("partita-compiled-bf16", None, "partita_logged", name, "--dtype", "bfloat16", "--compile", quick=quick),
+    )
+    return Measure(name, ("area", "last", "seconds", "peak_mb"), sides)
+
+
 BENCHMARKS = {
     "sac": tuple(_sac(name, threads) for name, threads in THREADS.items()),
     "offline": tuple(
         _offline(algorithm, name, threads) for algorithm in ("td3_bc", "iql") for name, threads in THREADS.items()
     ),
     "sac-curves": tuple(_curves(name) for name in CURVES),
+    "offline-curves": tuple(_logged(name) for name in LOGGED),
 }
 
 TARGETS: dict[str, tuple[Target | Limit, ...]] = {
@@ -293,4 +341,5 @@ TARGETS: dict[str, tuple[Target | Limit, ...]] = {
             ("partita-compiled-bf16", "partita"),
         )
     ),
+    "offline-curves": tuple(NoWorse(name, "area", "partita-compiled-bf16", "partita") for name in LOGGED),
 }

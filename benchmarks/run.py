@@ -6,6 +6,7 @@
     python benchmarks/run.py sac                     # updates a second: Partita, SB3, SBX and two lean loops
     python benchmarks/run.py offline                # updates a second of TD3+BC and IQL: Partita, d3rlpy, a plain loop
     python benchmarks/run.py sac-curves              # area under evaluation curves: Partita, SB3
+    python benchmarks/run.py offline-curves          # the same of TD3+BC and IQL in bfloat16: Partita alone
     python benchmarks/run.py planning                # seconds to 1e-8 on 10,000 states: Partita, plain SciPy
     python benchmarks/run.py halfcheetah             # PPO steps a second: Partita, SB3, a loop in eager torch
     python benchmarks/run.py start-up                # seconds to help, import, first update: Partita, SB3, TRL
@@ -44,7 +45,7 @@ MODEL = environments.HOME / "tiny-qwen2"
 SUITE = (jobs, replay, planning, cheetah, starting, scaling)
 BENCHMARKS: dict[str, tuple[Measure, ...]] = {name: what for part in SUITE for name, what in part.BENCHMARKS.items()}
 TARGETS: dict[str, tuple[Target | Limit, ...]] = {name: what for part in SUITE for name, what in part.TARGETS.items()}
-REPEATS, SEEDS = 7, {"sac-curves": 8}
+REPEATS, SEEDS = 7, {"sac-curves": 8, "offline-curves": 8}
 SEED = 100  # settings were chosen on seeds below
 
 Row = dict[str, Any]
@@ -201,7 +202,7 @@ def record(what: Measure, table: Table, machine: list[Row], ratios: list[Row]) -
 def main(argv: list[str] | None = None) -> int:
     flags = argparse.ArgumentParser(description="Partita against its peers.")
     flags.add_argument("name", choices=list(BENCHMARKS))
-    flags.add_argument("--repeats", type=int, default=None, help="7; of sac-curves 8 seeds")
+    flags.add_argument("--repeats", type=int, default=None, help="7; of curves 8 seeds")
     flags.add_argument("--quick", action="store_true", help="a single short pass that only tries the harness")
     flags.add_argument("--only", default=None, help="one measure, as speed, short or short-known")
     flags.add_argument("--out", type=Path, default=None, help="of one measure; of several, their names are added to it")

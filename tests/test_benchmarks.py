@@ -4,6 +4,7 @@ Nothing is timed here, and no peer is installed: of theirs only what needs torch
 """
 
 import importlib
+import inspect
 import json
 import re
 import sys
@@ -49,6 +50,7 @@ def test_every_side_has_its_script_and_environment(name: str, what: Measure):
         flags = {a for a in (*side.args, *side.quick) if a.startswith("--")}
         shared = {"sbx_sac": "sb3_sac", "partita_offline": "partita_sac"}.get(path.stem)
         taken = source + (path.with_name(f"{shared}.py").read_text() if shared else "")
+        taken += inspect.getsource(replay.asked) * ("asked()" in taken)
         assert not {f for f in flags if f'"{f}"' not in taken}
 
 
@@ -65,7 +67,7 @@ def test_targets_are_about_sides_and_fields_that_there_are(name: str):
 def test_the_suite_is_what_make_bench_runs():
     line = re.search(r"^SUITE := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert line is not None and sorted(line[1].split()) == sorted(run.BENCHMARKS)
-    assert run.REPEATS == 7 and run.SEEDS == {"sac-curves": 8}
+    assert run.REPEATS == 7 and run.SEEDS == {"sac-curves": 8, "offline-curves": 8}
 
 
 def test_a_limit_is_about_one_side():

@@ -9,14 +9,13 @@ Prints one JSON line.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from benchmarks.protocol import report
-from benchmarks.replay import BATCH, BLOCK, EPISODE, HIDDEN, RATE, Meter, Size, limit, transitions
+from benchmarks.replay import BATCH, BLOCK, EPISODE, HIDDEN, RATE, Meter, Size, asked, limit, transitions
 
 from partita.core import registry
 from partita.core.batch import Batch
@@ -67,12 +66,9 @@ def logged(seed: int, size: Size) -> Logged:
 
 def main(*algorithms: str) -> None:
     """Measure the recipe that the command line names, or the only one."""
-    flags = argparse.ArgumentParser()
+    flags = asked()
     if len(algorithms) > 1:
         flags.add_argument("algorithm", choices=algorithms)
-    flags.add_argument("--threads", type=int, default=1)
-    flags.add_argument("--seconds", type=float, default=4.0)
-    flags.add_argument("--seed", type=int, default=0)
     flags.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     flags.add_argument("--compile", action="store_true")
     flags.add_argument("--transitions", type=int, default=Size().transitions)

@@ -10,12 +10,23 @@ of the critics; on average it contains one of the actor. Prints one JSON line.
 
 from __future__ import annotations
 
-import argparse
-
 import numpy as np
 import torch
 from benchmarks.protocol import report
-from benchmarks.replay import ACTION, BATCH, DISCOUNT, HIDDEN, OBS, RATE, TAU, TRANSITIONS, limit, speed, transitions
+from benchmarks.replay import (
+    ACTION,
+    BATCH,
+    DISCOUNT,
+    HIDDEN,
+    OBS,
+    RATE,
+    TAU,
+    TRANSITIONS,
+    asked,
+    limit,
+    speed,
+    transitions,
+)
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -96,10 +107,7 @@ class Learner:
 
 
 def main() -> None:
-    flags = argparse.ArgumentParser()
-    flags.add_argument("--threads", type=int, default=1)
-    flags.add_argument("--seconds", type=float, default=4.0)
-    flags.add_argument("--seed", type=int, default=0)
+    flags = asked()
     args = flags.parse_args()
     limit(args.threads)
     learner = Learner(args.seed)

@@ -11,14 +11,13 @@ order, the actor's rate on a cosine, and moves the target, every time. Prints on
 
 from __future__ import annotations
 
-import argparse
 import copy
 
 import numpy as np
 import torch
 from benchmarks.peers.cleanrl_style_sac import network
 from benchmarks.protocol import report
-from benchmarks.replay import ACTION, BATCH, DISCOUNT, OBS, RATE, TAU, TRANSITIONS, limit, speed, transitions
+from benchmarks.replay import ACTION, BATCH, DISCOUNT, OBS, RATE, TAU, TRANSITIONS, asked, limit, speed, transitions
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -124,11 +123,8 @@ class IQL:
 
 
 def main() -> None:
-    flags = argparse.ArgumentParser()
+    flags = asked()
     flags.add_argument("algorithm", choices=["td3_bc", "iql"])
-    flags.add_argument("--threads", type=int, default=1)
-    flags.add_argument("--seconds", type=float, default=4.0)
-    flags.add_argument("--seed", type=int, default=0)
     args = flags.parse_args()
     limit(args.threads)
     torch.manual_seed(args.seed)

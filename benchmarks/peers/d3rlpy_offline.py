@@ -10,12 +10,10 @@ and target, every time. Both have two critics. `benchmarks/replay.py` has the wo
 
 from __future__ import annotations
 
-import argparse
-
 import d3rlpy
 import numpy as np
 from benchmarks.protocol import report
-from benchmarks.replay import BATCH, HIDDEN, limit, speed, transitions
+from benchmarks.replay import BATCH, HIDDEN, asked, limit, speed, transitions
 from d3rlpy.models import VectorEncoderFactory
 
 NETS = VectorEncoderFactory([HIDDEN, HIDDEN], activation="relu")
@@ -33,11 +31,8 @@ def algorithm(name: str) -> d3rlpy.algos.QLearningAlgoBase:
 
 
 def main() -> None:
-    flags = argparse.ArgumentParser()
+    flags = asked()
     flags.add_argument("algorithm", choices=["td3_bc", "iql"])
-    flags.add_argument("--threads", type=int, default=1)
-    flags.add_argument("--seconds", type=float, default=4.0)
-    flags.add_argument("--seed", type=int, default=0)
     args = flags.parse_args()
     limit(args.threads)
     d3rlpy.seed(args.seed)

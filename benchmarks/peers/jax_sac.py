@@ -10,12 +10,24 @@ temperature and the target. Compilation is over before time counts. Prints one J
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
 import jax
 from benchmarks.protocol import report
-from benchmarks.replay import ACTION, BATCH, DISCOUNT, HIDDEN, OBS, RATE, TAU, TRANSITIONS, limit, speed, transitions
+from benchmarks.replay import (
+    ACTION,
+    BATCH,
+    DISCOUNT,
+    HIDDEN,
+    OBS,
+    RATE,
+    TAU,
+    TRANSITIONS,
+    asked,
+    limit,
+    speed,
+    transitions,
+)
 from jax import numpy as jnp
 
 LOG_STD = (-20.0, 2.0)
@@ -108,11 +120,8 @@ def update(state: Tree, data: dict[str, jax.Array]) -> Tree:
 
 
 def main() -> None:
-    flags = argparse.ArgumentParser()
-    flags.add_argument("--threads", type=int, default=1)
+    flags = asked()
     flags.add_argument("--each", type=int, default=1, help="updates in a compiled call")
-    flags.add_argument("--seconds", type=float, default=4.0)
-    flags.add_argument("--seed", type=int, default=0)
     args = flags.parse_args()
     limit(args.threads)
     data = {k: jnp.asarray(v) for k, v in transitions(args.seed).items()}

@@ -9,14 +9,13 @@ steps: temperature, both critics, actor, target. `benchmarks/replay.py` has the 
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from typing import Any
 
 import gymnasium
 import numpy as np
 from benchmarks.protocol import report
-from benchmarks.replay import ACTION, BATCH, HIDDEN, OBS, TRANSITIONS, limit, speed, transitions
+from benchmarks.replay import ACTION, BATCH, HIDDEN, OBS, TRANSITIONS, asked, limit, speed, transitions
 from stable_baselines3.common.logger import Logger
 
 
@@ -42,11 +41,8 @@ def filled(algorithm: Callable[..., Any], seed: int) -> Any:
 
 def main(side: str, algorithm: Callable[..., Any], packages: tuple[str, ...], done: Callable[[Any], Any]) -> None:
     """Measure an algorithm with the interface of SB3; `done` waits until its last update is over."""
-    flags = argparse.ArgumentParser()
-    flags.add_argument("--threads", type=int, default=1)
+    flags = asked()
     flags.add_argument("--each", type=int, default=1, help="updates in a call of `train` (its gradient_steps)")
-    flags.add_argument("--seconds", type=float, default=4.0)
-    flags.add_argument("--seed", type=int, default=0)
     args = flags.parse_args()
     limit(args.threads)
     model = filled(algorithm, args.seed)

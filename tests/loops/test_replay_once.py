@@ -61,7 +61,7 @@ class Recorded(Pendulum):
 @pytest.mark.parametrize("changes", [{}, {"n_step": 3}])
 def test_batches_gathered_together_are_those_gathered_one_by_one(changes, monkeypatch):
     def learnt(ahead):
-        monkeypatch.setattr(replay, "AHEAD", ahead)
+        monkeypatch.setattr(replay, "AHEAD", 8 * ahead)
         recipe = recipe_of("td3_bc").but(steps=2, updates=7, batch_size=8, **changes)
         run, task = Run(0), Recorded()
         policy = recipe.equip(FeedForward(hidden=(8,)), task).build(task, False, run.generators["init"])

@@ -31,7 +31,7 @@ from partita.parts.value import Value
 from partita.policies.agent import Agent
 from partita.policies.feed_forward import FeedForwardPolicy
 
-AHEAD = 64  # batches that are gathered together where nothing changes in between what they are drawn from
+AHEAD = 16_384  # transitions that are gathered together where nothing changes in between what they are drawn from
 
 
 @dataclass(frozen=True)
@@ -228,12 +228,13 @@ def steps(
     recipe: OffPolicy, agent: Agent, learners: Learners, store: Store, collector: Collector | None, run: Run
 ) -> tuple[Transitions, dict[str, torch.Tensor]]:
     """The updates of one step of the loop, and the steps of environments that go with them; the last batch, notes."""
+    assert recipe.batch_size is not None
     seen: dict[str, torch.Tensor] = {}
     if collector is not None:
         while collector.lived < recipe.start:
             collector.step(None)
         first = collector.lived
-    ahead = 1 if collector is not None or recipe.replay.learns else AHEAD
+    ahead = 1 if collector is not None or recipe.replay.learns else max(1, AHEAD // recipe.batch_size)
     for count in range(0, recipe.updates, ahead):
         while collector is not None and (collector.lived - first) * recipe.ratio <= count:
             collector.step(recipe.explore)

@@ -20,7 +20,8 @@ class Agent:
     alpha: the temperature, scalar, 0 without one. Shapes: K critics, N observations, n discrete actions.
 
     Parts that know nothing of each other ask the same: TD3+BC's actor and its regulariser for pi(s), IQL's value and
-    its actor for Q(s, a) of the lagging critics. Within `update` the same tensors have the same answer, computed once.
+    its actor for Q(s, a) of the lagging critics. Within `update` the same tensors have the same answer, computed once,
+    which nobody is to change in place.
     """
 
     def __init__(self, policy: FeedForwardPolicy, generator: torch.Generator) -> None:
