@@ -13,7 +13,8 @@ are; shares are of those calls, by medians:
     autograd   what it does between the operators of a backward pass
     between    all else: Python, and in `simulator` MuJoCo
 
-watched: milliseconds of a call that is. A compiled call is one operator, and not taken apart.
+watched: milliseconds of a call that is. Of a compiled call the products are those that its program asks a library for,
+operators the loops that the compiler wrote, and what it computes is not counted (gflops).
 """
 
 from __future__ import annotations
@@ -84,8 +85,10 @@ CASES = {
     "sac, compiled, bfloat16": Case("partita_sac", (*_REPLAY, *_BOTH), {"update": UPDATE}),
     "td3_bc": Case("partita_offline", ("td3_bc", *_REPLAY), {"update": UPDATE}),
     "td3_bc, compiled": Case("partita_offline", ("td3_bc", *_REPLAY, "--compile"), {"update": UPDATE}),
+    "td3_bc, compiled, bfloat16": Case("partita_offline", ("td3_bc", *_REPLAY, *_BOTH), {"update": UPDATE}),
     "iql": Case("partita_offline", ("iql", *_REPLAY), {"update": UPDATE}),
     "iql, compiled": Case("partita_offline", ("iql", *_REPLAY, "--compile"), {"update": UPDATE}),
+    "iql, compiled, bfloat16": Case("partita_offline", ("iql", *_REPLAY, *_BOTH), {"update": UPDATE}),
 }
 
 
@@ -119,7 +122,7 @@ class Piece:
     def _take(self, call: Callable[[], Any]) -> Any:
         if SKIPPED - COUNTED < self.calls <= SKIPPED and not self.compiled:
             return self._count(call)
-        if SKIPPED < self.calls <= SKIPPED + WATCHED and not self.compiled:
+        if SKIPPED < self.calls <= SKIPPED + WATCHED:
             return self._watch(call)
         on = all(piece.over >= SKIPPED + WATCHED for piece in self.kin if piece is not self)
         start = time.perf_counter()
@@ -145,9 +148,9 @@ class Piece:
             out = call()
             spent["watched"] = time.perf_counter() - start
         for event in watch.key_averages():
-            kind = "products" if event.key in PRODUCTS else "operators" if "::" in event.key[:8] else "autograd"
-            spent[kind] += event.self_cpu_time_total / 1e6
-            spent["count"] += event.count * (kind != "autograd")
+            what = kind(event.key, self.compiled)
+            spent[what] += event.self_cpu_time_total / 1e6
+            spent["count"] += event.count * (what in PARTS[:2])
         self.seen.append(spent)
         return out
 
@@ -159,15 +162,22 @@ class Piece:
             "whole": 1e3 * statistics.fmean(durations), "calls": len(durations),
             "share": sum(durations) / (max(times) - min(times)),
         }  # fmt: skip
-        if self.compiled:
-            return row | dict.fromkeys(("watched", *PARTS, "count", "gflops"))
         usual = {name: statistics.median(call[name] for call in self.seen) for name in ("watched", "count", *PARTS)}
         shares = {name: usual[name] / usual["watched"] for name in PARTS[:-1]}
         shares["between"] = 1 - sum(shares.values())
         return row | shares | {
             "watched": 1e3 * usual["watched"], "count": usual["count"],
-            "gflops": self.flops / COUNTED / usual["products"] / 1e9 if usual["products"] else None,
+            "gflops": self.flops / COUNTED / usual["products"] / 1e9 if self.flops and usual["products"] else None,
         }  # fmt: skip
+
+
+def kind(event: str, compiled: bool) -> str:
+    """Which of the parts of a call an event of the profiler belongs to; what only calls others is none of them."""
+    if event in PRODUCTS or (event.startswith("aoti_torch_") and "mm" in event):
+        return "products"
+    if "::" in event[:8] or "cpp_fused" in event:
+        return "operators"
+    return "calling" if compiled else "autograd"
 
 
 def owner(module: str, dotted: str) -> tuple[Any, str]:
@@ -181,6 +191,7 @@ def take(name: str) -> list[dict[str, Any]]:
     from benchmarks.machine import matmul_gflops
     from benchmarks.replay import limit
 
+    os.environ["TORCHINDUCTOR_CPP_ENABLE_KERNEL_PROFILE"] = "1"  # the profiler is told of the loops of programs
     limit(1)
     case, pieces, kin = CASES[name], {}, []
     with contextlib.ExitStack() as patched:

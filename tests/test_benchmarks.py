@@ -306,10 +306,17 @@ def test_what_is_taken_apart_is_where_it_is_looked_for():
             assert callable(getattr(place, attribute))
 
 
-def test_a_compiled_call_has_no_operators():
+def test_a_compiled_call_is_taken_apart_by_what_its_program_asks_for():
     piece = anatomy.Piece(compiled=True)
-    timed = piece.around(lambda: torch.ones(2))
+    timed = piece.around(lambda: torch.ones(2) + 1)
     for _ in range(anatomy.SKIPPED + anatomy.WATCHED + 1):
         timed()
     found = piece.found()
-    assert not piece.seen and found["operators"] is None and found["whole"] > 0
+    assert found["operators"] > 0 and found["autograd"] == found["products"] == piece.flops == 0
+    assert found["gflops"] is None and found["whole"] > 0
+    events = {
+        "aoti_torch_cpu_bmm_out": "products", "graph_1_cpp_fused_add_relu_3": "operators", "aten::randn": "operators",
+        "## Call CompiledFxGraph None ##": "calling", "aten::baddbmm": "products",
+    }  # fmt: skip
+    assert {event: anatomy.kind(event, True) for event in events} == events
+    assert anatomy.kind("MmBackward0", False) == "autograd"
