@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Mapping
+from typing import Any
 
 from benchmarks.protocol import report
 from benchmarks.replay import BATCH, CURVES, DISCOUNT, HIDDEN, limit
@@ -29,7 +30,7 @@ from partita.tasks.control.gym import Gym
 class Evaluations(Run):
     """Mean return of a few new episodes without noise, after every step of the loop."""
 
-    def __init__(self, seed: int, task: Gym, episodes: int) -> None:
+    def __init__(self, seed: int, task: Any, episodes: int) -> None:
         super().__init__(seed)
         self.task, self.episodes, self.seed = task, episodes, seed
         self.policy: FeedForwardPolicy | None = None

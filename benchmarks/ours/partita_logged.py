@@ -14,32 +14,24 @@ import statistics
 import time
 from collections.abc import Mapping
 
+from benchmarks.ours.partita_curves import Evaluations
 from benchmarks.protocol import report
 from benchmarks.replay import BATCH, HIDDEN, LOGGED, limit
 
 from partita.core import registry
 from partita.core.batch import Batch
-from partita.core.policy import Policy
-from partita.lab.evaluate import evaluate
 from partita.lab.train import keep_memory
 from partita.loops.replay import train
-from partita.loops.run import Run
 from partita.policies.feed_forward import FeedForward
 from partita.tasks.offline.task import Offline
 
 
-class Scores(Run):
-    """Mean score of new episodes without noise, after every step of the loop."""
-
-    def __init__(self, seed: int, task: Offline, episodes: int) -> None:
-        super().__init__(seed)
-        self.task, self.episodes, self.seed = task, episodes, seed
-        self.policy: Policy | None = None
-        self.curve: list[float] = []
+class Scores(Evaluations):
+    """Evaluations on the scale of the recording's task."""
 
     def log(self, step: int, metrics: Mapping[str, float], batch: Batch | None = None) -> None:
-        found = evaluate(self.policy, self.task, self.episodes, 1_000_000 * (1 + self.seed) + step)
-        self.curve.append(float(self.task.normalised(found.mean)))
+        super().log(step, {"steps": 0.0}, batch)
+        self.curve[-1] = float(self.task.normalised(self.curve[-1]))
 
 
 def main() -> None:
