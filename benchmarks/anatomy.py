@@ -46,7 +46,10 @@ from benchmarks.tables import PARTS  # noqa: E402
 
 SKIPPED, COUNTED = 3, 2  # calls before all others, and of how many of them operations are counted
 WATCHED = 6  # calls by the profiler, before those on the clock
-PRODUCTS = frozenset(f"aten::{name}" for name in ("mm", "addmm", "addmm_", "bmm", "baddbmm", "baddbmm_", "mv", "addmv"))
+PRODUCTS = frozenset(
+    ("mkldnn::_linear_pointwise", "aoti_torch_cpu__linear_pointwise")
+    + tuple(f"aten::{name}" for name in ("mm", "addmm", "addmm_", "bmm", "baddbmm", "baddbmm_", "mv", "addmv"))
+)
 MINIBATCH = ("partita.loops.descent", "Descent.__call__")
 SEGMENT = ("partita.parts.rollout.segments", "play")
 BLOCKS = ("partita.parts.rollout.segments", "Blocks.__call__")
@@ -132,9 +135,9 @@ class Piece:
         return out
 
     def _count(self, call: Callable[[], Any]) -> Any:
-        from torch.utils.flop_counter import FlopCounterMode
+        from benchmarks.machine import operations
 
-        with FlopCounterMode(display=False) as counter:
+        with operations() as counter:
             out = call()
         self.flops += counter.get_total_flops()
         return out

@@ -177,10 +177,10 @@ def show(name: str, what: Measure, table: Table, ratios: list[Row]) -> None:
 
 def record(what: Measure, table: Table, machine: list[Row], ratios: list[Row]) -> Row:
     """What is kept of a measure, beside when and of what it was taken."""
-    rates = [row["matmul_gflops"] for row in machine]
+    rates = {name: statistics.median(row[name] for row in machine) for name in machine[0] if name.endswith("_gflops")}
     loads = [row["load"] for row in machine]
     return {
-        "machine": {**machine[0], "matmul_gflops": statistics.median(rates), "load": max(loads)},
+        "machine": {**machine[0], **rates, "load": max(loads)},
         "ratios": ratios,
         "sides": [
             {

@@ -178,7 +178,7 @@ def test_transitions_come_in_other_sizes(monkeypatch, capsys):
 
 @pytest.mark.parametrize(("algorithm", "over"), [("sac", 0.01), ("td3_bc", 0.001), ("iql", 0.07)])
 def test_an_update_multiplies_what_it_must_and_little_else(monkeypatch, capsys, algorithm, over):
-    from torch.utils.flop_counter import FlopCounterMode
+    from benchmarks.machine import operations
 
     from partita.loops import replay as loop
 
@@ -187,7 +187,7 @@ def test_an_update_multiplies_what_it_must_and_little_else(monkeypatch, capsys, 
     def counted(*args):
         if len(counts) == 4:
             return update(*args)
-        with FlopCounterMode(display=False) as counter:
+        with operations() as counter:
             found = update(*args)
         counts.append(counter.get_total_flops())
         return found
@@ -317,6 +317,7 @@ def test_a_compiled_call_is_taken_apart_by_what_its_program_asks_for():
     events = {
         "aoti_torch_cpu_bmm_out": "products", "graph_1_cpp_fused_add_relu_3": "operators", "aten::randn": "operators",
         "## Call CompiledFxGraph None ##": "calling", "aten::baddbmm": "products",
+        "aoti_torch_cpu__linear_pointwise": "products",
     }  # fmt: skip
     assert {event: anatomy.kind(event, True) for event in events} == events
     assert anatomy.kind("MmBackward0", False) == "autograd"

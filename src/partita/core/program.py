@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from partita.core import products
 from partita.core.errors import UserError
 
 Columns = Mapping[str, Tensor]
@@ -101,6 +102,7 @@ class Program:
                 f"compile: the {self.name} cannot be recorded: it reads a tensor as a number; {_FIX}"
             ) from error
         graph.graph.eliminate_dead_code()
+        products.rewrite(graph.graph)
         graph.recompile()
         held = {x.untyped_storage().data_ptr() for x in self.state}
         for node in graph.graph.nodes:

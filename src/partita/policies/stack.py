@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
+from partita.core import products
 from partita.policies.activations import ACTIVATIONS
 
 
@@ -73,6 +74,8 @@ def _product(x: Tensor, y: Tensor) -> Tensor:
     members, inner, columns = y.shape
     if inner == 1:
         return x * y
+    if products.suits(x, y):
+        return products.multiply(x, y)
     if columns < THIN:
         x, y = y.mT, x.mT
     found = torch.mm(x[0], y[0])[None] if members == 1 else torch.bmm(x, y)
@@ -85,6 +88,8 @@ def _layer(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return torch.linalg.vecdot(x, weight.mT)[..., None].add_(bias)
     if x.dtype != bias.dtype:
         return _product(x, weight).to(bias.dtype).add_(bias)
+    if products.suits(x, weight):
+        return products.multiply(x, weight, bias)
     return torch.addmm(bias[0], x[0], weight[0])[None] if len(weight) == 1 else torch.baddbmm(bias, x, weight)
 
 
