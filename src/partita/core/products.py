@@ -2,7 +2,8 @@
 
 torch's CPU build has two: MKL, which it asks for float32 products, and oneDNN, which it asks for bfloat16. MKL takes
 instructions of 256 bits on processors that are not Intel's. AMD's have units of 512 since Zen 5, so that oneDNN, which
-uses them, is twice as quick; torch's one entry to its float32 products is meant for linear layers.
+uses them, is twice as quick; torch's one entry to its float32 products is meant for linear layers. Each new shape costs
+oneDNN some milliseconds and, for good, four megabytes: products whose shapes keep changing are not to go there.
 """
 
 from __future__ import annotations
