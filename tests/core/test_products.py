@@ -77,10 +77,13 @@ def test_the_processor_decides(monkeypatch, about, expected):
     assert not products.wide.__wrapped__()
 
 
+CONSTANT = numbers(48, 64, seed=3)
+
+
 def operations(x, y, b):
-    """Every form of a product that is written anew, and two that are not: scaled, and too small."""
+    """Every form of a product that is written anew, one of another one, and two that are not: scaled, too small."""
     large = torch.mm(x[0], y[0]), torch.addmm(b[0], x[0], y[0]), torch.bmm(x, y), torch.baddbmm(b, x, y)
-    return *large, torch.addmm(b[0], x[0], y[0], beta=2), torch.mm(x[0], y[0, :, :7])
+    return *large, x[0] @ CONSTANT @ CONSTANT.T, torch.addmm(b[0], x[0], y[0], beta=2), torch.mm(x[0], y[0, :, :7])
 
 
 def test_a_graph_is_written_anew(wide):
@@ -89,7 +92,7 @@ def test_a_graph_is_written_anew(wide):
     products.rewrite(graph.graph)
     graph.recompile()
     asked = [str(node.target) for node in graph.graph.nodes]
-    assert asked.count("partita.product.default") == 1 + 1 + 2 + 2
+    assert asked.count("partita.product.default") == 1 + 1 + 2 + 2 + 2
     assert [name for name in asked if "mm" in name] == ["aten.addmm.default", "aten.mm.default"]
     for found, expected in zip(graph(*given), operations(*given), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)

@@ -54,7 +54,7 @@ def rewrite(graph: Any) -> None:
         if node.target not in _FORMS or node.kwargs:  # a keyword scales
             continue
         *bias, x, y = node.args
-        if not suits(*(z.meta["val"] for z in (x, y))):
+        if not suits(x.meta["val"], y.meta["val"]):
             continue
         with graph.inserting_before(node):
             call, size = graph.call_function, node.meta["val"].shape
@@ -65,6 +65,7 @@ def rewrite(graph: Any) -> None:
                 found = call(aten.stack.default, ([call(_product(), pair) for pair in pairs],))
             if bias:
                 found = call(aten.add.Tensor, (found, *bias))
+        found.meta["val"] = node.meta["val"]  # the next product may be of this one
         node.replace_all_uses_with(found)
         graph.erase_node(node)
 
